@@ -1,0 +1,40 @@
+# The two commands to know: `make quickstart` and `make test`. Everything runs in .venv, which tools/setup.sh makes.
+.DEFAULT_GOAL := help
+.PHONY: help setup quickstart test lint unit ray generate pins clean
+SHELL := bash
+python := .venv/bin/python
+
+help: ## list the commands
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+
+setup: ## make or refresh .venv (the first time: minutes; then: nothing to do)
+	@tools/setup.sh
+
+quickstart: setup ## the whole chain on this machine: text to a PPO-tuned, evaluated model
+	@.venv/bin/camel-ray run -f examples/01-quickstart.yaml
+
+test: lint ## all checks and all test layers
+	@$(python) -m pytest tests/unit tests/ray
+
+lint: setup ## ruff, mypy --strict, layer contracts, generated files
+	@$(python) -m ruff check .
+	@$(python) -m mypy
+	@$(python) -c 'from importlinter.cli import lint_imports_command as main; main()'
+	@$(python) -m camel_ray.api.generate --check
+
+unit: setup ## unit tests: seconds, no Ray
+	@$(python) -m pytest tests/unit
+
+ray: setup ## tests that start Ray and train, on this machine
+	@$(python) -m pytest tests/ray
+
+generate: setup ## write what is generated from the code: docs/reference, hf_arguments.json
+	@$(python) -m camel_ray.api.generate
+
+pins: setup ## resolve constraints.txt after a change of pyproject.toml (to raise a pin, delete it first)
+	@.venv/bin/uv pip compile pyproject.toml --quiet --all-extras --python $(python) --no-annotate \
+		--custom-compile-command 'make pins' --output-file constraints.txt
+
+clean: ## remove .venv and what tools left here; the shared dependencies and runs stay
+	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

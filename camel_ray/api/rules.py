@@ -1,0 +1,278 @@
+"""The rules of a pipeline that span several fields, each stated once.
+
+They run on the camelCase mapping, not on the models, so that a file with a wrong type in one place still gets all the
+other mistakes reported. A rule is a function that yields violations; values of the wrong type are none of its
+business (the schema reports those).
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from camel_ray.api import hf_arguments
+from camel_ray.api.graph import PRODUCES, direct_needs, members, newest, references
+
+Mapped = Mapping[str, Any]
+TRAINING = ("pretrain", "sft", "reward", "dpo")
+
+
+@dataclass(frozen=True)
+class Violation:
+    """A rule that does not hold: the path of the field (keys and list indices) and the sentence."""
+
+    path: tuple[str | int, ...]
+    message: str
+    follows: Literal["", "keys", "stages"] = ""
+    """What may be the real cause, if that is wrong too: an entry of this mapping or list, or anything that decides
+    which artifacts this stage finds. The loader then reports the cause only."""
+
+    @property
+    def field(self) -> str:
+        """The path in the form `spec.stages[2].sft.data`."""
+        return "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in self.path).lstrip(".")
+
+
+def check_rules(document: Any) -> list[Violation]:
+    """All violations of a CamelPipeline mapping, in the order of the file."""
+    spec = document.get("spec") if isinstance(document, Mapping) else None
+    if not isinstance(spec, Mapping):
+        return []
+    found = [v for rule in _PIPELINE_RULES for v in rule(spec)]
+    stages = spec.get("stages")
+    if isinstance(stages, list) and all(isinstance(s, Mapping) for s in stages):
+        for index in range(len(stages)):
+            found.extend(
+                Violation(("spec", "stages", index, *v.path), v.message, v.follows)
+                for rule in _STAGE_RULES
+                for v in rule(spec, stages, index)
+            )
+    return found
+
+
+def nearest(word: str, known: list[str]) -> str:
+    """` Did you mean 'x'?` for the nearest known word, or the empty string."""
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    return f" Did you mean '{close[0]}'?" if close else ""
+
+
+def _unique_names(spec: Mapped) -> Iterator[Violation]:
+    for where, items in (("stages", spec.get("stages")), ("groups", _groups(spec))):
+        seen: dict[Any, int] = {}
+        for i, item in enumerate(items if isinstance(items, list) else []):
+            name = item.get("name") if isinstance(item, Mapping) else None
+            if isinstance(name, str) and name in seen:
+                path = ("spec", "stages", i, "name") if where == "stages" else ("spec", "cluster", "groups", i, "name")
+                yield Violation(path, f"the name '{name}' is taken by number {seen[name] + 1}; give each its own name")
+            elif isinstance(name, str):
+                seen[name] = i
+
+
+def _group_sizes(spec: Mapped) -> Iterator[Violation]:
+    for i, group in enumerate(_groups(spec)):
+        low, high = group.get("minReplicas"), group.get("maxReplicas")
+        path = ("spec", "cluster", "groups", i)
+        if isinstance(low, int) and isinstance(high, int) and low > high:
+            yield Violation((*path, "minReplicas"), f"minReplicas {low} is above maxReplicas {high}")
+        if group.get("replicas") is not None and (low is not None or high is not None):
+            yield Violation((*path, "replicas"), "set either replicas, or minReplicas and maxReplicas")
+
+
+def _one_member(spec: Mapped, stages: list[Mapped], i: int) -> Iterator[Violation]:
+    found = members(stages[i])
+    empty = [kind for kind in PRODUCES if kind in stages[i]]
+    if not found and empty:
+        yield Violation(
+            (empty[0],), f"is empty; write the fields of the stage under it (`camel-ray explain {empty[0]}`)"
+        )
+    elif not found:
+        yield Violation((), f"a stage needs one member that says what it does: {', '.join(PRODUCES)}", "keys")
+    elif len(found) > 1:
+        yield Violation(
+            (found[1],), f"a stage has exactly one member, this one has {' and '.join(found)}; make it two stages"
+        )
+
+
+def _needs_earlier(spec: Mapped, stages: list[Mapped], i: int) -> Iterator[Violation]:
+    needs = stages[i].get("needs")
+    names = [s.get("name") for s in stages]
+    for k, need in enumerate(needs if isinstance(needs, list) else []):
+        yield from (Violation(("needs", k), m) for m in _earlier(need, names, i) if isinstance(need, str))
+
+
+def _earlier(name: str, names: list[Any], i: int) -> Iterator[str]:
+    if name == names[i]:
+        yield f"stage '{name}' cannot need itself"
+    elif name in names[i:]:
+        yield f"'{name}' comes later; a stage can only use earlier ones (so there are no cycles): move '{name}' up"
+    elif name not in names[:i]:
+        yield f"there is no stage '{name}'.{nearest(name, [n for n in names[:i] if isinstance(n, str)])}"
+
+
+def _references_fit(spec: Mapped, stages: list[Mapped], i: int) -> Iterator[Violation]:
+    names = [s.get("name") for s in stages]
+    for kind in members(stages[i])[:1]:
+        for ref in references(kind, stages[i][kind]):
+            path = (kind, *ref.field.split("."))
+            if ref.value in names[:i]:
+                target = stages[names.index(ref.value)]
+                made = [PRODUCES[k] for k in members(target)]
+                if made and made[0] not in ref.wants:
+                    yield Violation(
+                        path, f"stage '{ref.value}' makes a {made[0]}, but this field takes a {' or '.join(ref.wants)}"
+                    )
+            elif ref.only_stages or ref.value in names[i:]:
+                for sentence in _earlier(ref.value, names, i):
+                    hint = (
+                        " A file or URI is written as {source: ...}."
+                        if ref.only_stages and "no stage" in sentence
+                        else ""
+                    )
+                    yield Violation(path, sentence + hint)
+            elif "/" not in ref.value and (hint := nearest(ref.value, [n for n in names[:i] if isinstance(n, str)])):
+                yield Violation(path, f"there is no stage '{ref.value}'.{hint}")
+
+
+def _has_model_and_tokenizer(spec: Mapped, stages: list[Mapped], i: int) -> Iterator[Violation]:
+    for kind in members(stages[i])[:1]:
+        member = stages[i][kind]
+        if kind not in (*TRAINING, "ppo", "evaluate") or not isinstance(member, Mapping):
+            continue
+        own = member.get("model")
+        model = own if own is not None else newest(stages, i, "model") or spec.get("model")
+        path = (kind,) if own is None else (kind, "model")
+        if model is None:
+            message = (
+                "there is no model to start from: set `model` here or in the pipeline's spec, or add a pretrain stage"
+            )
+            yield Violation((kind,), message, "stages")
+        elif isinstance(model, Mapping) and not model.get("source"):
+            if not isinstance(model.get("config"), Mapping):
+                yield Violation(path, "a model needs a `source`, or a `config` to build it from scratch", "keys")
+            elif not isinstance(model["config"].get("model_type"), str):
+                yield Violation(path, "a model from scratch needs a `model_type` in its `config`, such as llama")
+            elif member.get("tokenizer") is None and newest(stages, i, "tokenizer") is None:
+                message = "a model from scratch needs a tokenizer: set `tokenizer`, or add a tokenizer stage before"
+                yield Violation((kind,), message, "stages")
+            if kind in ("ppo", "evaluate"):
+                yield Violation(path, f"a model from scratch knows nothing yet; train one in a stage before {kind}")
+
+
+def _workers(spec: Mapped, stages: list[Mapped], i: int) -> Iterator[Violation]:
+    workers = stages[i].get("workers", 1)
+    if isinstance(workers, Mapping):
+        low, high = workers.get("min"), workers.get("max")
+        if isinstance(low, int) and isinstance(high, int) and low > high:
+            yield Violation(("workers", "min"), f"min {low} is above max {high}")
+        return
+    if isinstance(workers, int) and workers < 1:
+        yield Violation(("workers",), "a stage needs at least 1 worker")
+        return
+    for kind in members(stages[i])[:1]:
+        member = stages[i][kind]
+        if kind in TRAINING and isinstance(member, Mapping) and isinstance(workers, int):
+            batch, micro = member.get("batchSize", 32), member.get("microBatchSize", 8)
+            if isinstance(batch, int) and isinstance(micro, int) and micro > 0 and batch % (workers * micro):
+                yield Violation(
+                    (kind, "batchSize"),
+                    f"batchSize {batch} is not a multiple of workers x microBatchSize = {workers} x {micro}; "
+                    f"try {max(1, batch // (workers * micro)) * workers * micro}",
+                )
+
+
+def _known_groups(spec: Mapped, stages: list[Mapped], i: int) -> Iterator[Violation]:
+    known = [g["name"] for g in _groups(spec) if isinstance(g.get("name"), str)]
+    wanted: list[tuple[tuple[str | int, ...], Any]] = [(("group",), stages[i].get("group"))]
+    ppo = stages[i].get("ppo")
+    roles = ppo.get("roles") if isinstance(ppo, Mapping) else None
+    if isinstance(roles, Mapping):
+        wanted += [(("ppo", "roles", r, "group"), v.get("group")) for r, v in roles.items() if isinstance(v, Mapping)]
+    for path, group in wanted:
+        if isinstance(group, str) and group not in known:
+            yield Violation(path, f"there is no group '{group}' in spec.cluster.groups.{nearest(group, known)}")
+
+
+def _training(spec: Mapped, stages: list[Mapped], i: int) -> Iterator[Violation]:
+    for kind in members(stages[i])[:1]:
+        member = stages[i][kind]
+        if kind not in TRAINING or not isinstance(member, Mapping):
+            continue
+        if member.get("earlyStopping") is not None and member.get("evaluateEverySteps") is None:
+            yield Violation(
+                (kind, "earlyStopping"), "earlyStopping needs evaluateEverySteps, the steps between two validations"
+            )
+        if member.get("offload") == "all" and member.get("zero", 2) != 3:
+            yield Violation((kind, "offload"), "offload: all moves parameters, which needs zero: 3")
+        if member.get("offload") == "optimizer" and member.get("zero", 2) == 0:
+            yield Violation((kind, "offload"), "offload: optimizer needs zero: 1, 2 or 3")
+
+
+def _trainer_arguments(spec: Mapped, stages: list[Mapped], i: int) -> Iterator[Violation]:
+    for kind in members(stages[i])[:1]:
+        member = stages[i][kind]
+        trainer = member.get("trainer") if kind in TRAINING and isinstance(member, Mapping) else None
+        if isinstance(trainer, Mapping):
+            for key, message in hf_arguments.check_trainer(kind, trainer):
+                yield Violation((kind, "trainer", key), message)
+
+
+def _tokenizer(spec: Mapped, stages: list[Mapped], i: int) -> Iterator[Violation]:
+    member = stages[i].get("tokenizer")
+    if isinstance(member, Mapping) and member.get("source") is None and not member.get("data"):
+        yield Violation(("tokenizer",), "set `data` to train a tokenizer, or `source` to load one", "keys")
+
+
+def _ppo(spec: Mapped, stages: list[Mapped], i: int) -> Iterator[Violation]:
+    ppo = stages[i].get("ppo")
+    if not isinstance(ppo, Mapping):
+        return
+    reward, advantage = ppo.get("reward"), ppo.get("advantage", "gae")
+    if isinstance(reward, Mapping) and reward.get("model") is None and reward.get("function") is None:
+        yield Violation(("ppo", "reward"), "set reward.model, reward.function, or both", "keys")
+    if advantage in ("rloo", "group") and ppo.get("samplesPerPrompt", 1) == 1:
+        message = f"{advantage} compares several answers to one prompt; set samplesPerPrompt to at least 2"
+        yield Violation(("ppo", "advantage"), message)
+    placement = ppo.get("placement")
+    if isinstance(placement, list):
+        flat = [r for group in placement if isinstance(group, list) for r in group]
+        for role in sorted({r for r in flat if isinstance(r, str) and flat.count(r) > 1}):
+            yield Violation(("ppo", "placement"), f"role '{role}' is placed more than once")
+        needed = ["actor", "reference", "rollout"]
+        needed += ["critic"] if advantage == "gae" else []
+        needed += ["reward"] if isinstance(reward, Mapping) and reward.get("model") is not None else []
+        if absent := [role for role in needed if role not in flat]:
+            message = (
+                f"{' and '.join(absent)} {'has' if len(absent) == 1 else 'have'} no place; add to one of the groups"
+            )
+            yield Violation(("ppo", "placement"), message, "keys")
+
+
+def _stage_order(spec: Mapped, stages: list[Mapped], i: int) -> Iterator[Violation]:
+    if i and not direct_needs(stages, i) and members(stages[i])[:1] not in ([], ["data"], ["tokenizer"]):
+        kind = members(stages[i])[0]
+        if stages[i].get("needs") == [] and not any(True for _ in references(kind, stages[i][kind])):
+            yield Violation(("needs",), "the stage needs nothing and names nothing, so it has nothing to work on")
+
+
+def _groups(spec: Mapped) -> list[Mapped]:
+    cluster = spec.get("cluster")
+    groups = cluster.get("groups") if isinstance(cluster, Mapping) else None
+    return [g for g in groups if isinstance(g, Mapping)] if isinstance(groups, list) else []
+
+
+_PIPELINE_RULES: tuple[Callable[[Mapped], Iterator[Violation]], ...] = (_unique_names, _group_sizes)
+_STAGE_RULES: tuple[Callable[[Mapped, list[Mapped], int], Iterator[Violation]], ...] = (
+    _one_member,
+    _needs_earlier,
+    _references_fit,
+    _has_model_and_tokenizer,
+    _workers,
+    _known_groups,
+    _training,
+    _trainer_arguments,
+    _tokenizer,
+    _ppo,
+    _stage_order,
+)

@@ -1,0 +1,3 @@
+"""The command line: one file per group of commands. Nothing here imports torch, ray or transformers before it is
+needed.
+"""

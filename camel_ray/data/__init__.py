@@ -1,0 +1,1 @@
+"""From files anywhere to clean, split rows in five formats, and from rows to token ids."""

@@ -1,0 +1,1 @@
+"""Loading, building, saving and running language models, reward models and tokenizers."""

@@ -1,0 +1,166 @@
+"""What a round of PPO knows about its answers, as flat tensors: nothing is padded until a model needs a rectangle.
+
+Shapes: N tokens of all sequences (prompt and answer), A action tokens (those the policy wrote), B sequences. A field
+is None until its phase has run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from camel_ray.ppo.ragged import gather_index, last_index, sequence_sum
+
+Per = Literal["token", "action", "sequence"]
+
+
+def _per(per: Per, *, default: Tensor | Literal["required"] | None = "required") -> Tensor:
+    metadata = {"per": per}
+    return field(metadata=metadata) if default == "required" else field(default=default, metadata=metadata)  # type: ignore[return-value]
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """Token sequences, and which of their tokens are predicted."""
+
+    tokens_N: Tensor
+    """Token ids."""
+    lengths_B: Tensor
+    """Tokens per sequence."""
+    action_N: Tensor
+    """True where the policy wrote the token. Never the first token of a sequence: nothing precedes it."""
+
+    @property
+    def action_lengths_B(self) -> Tensor:
+        """Action tokens per sequence."""
+        return sequence_sum(self.action_N.long(), self.lengths_B)
+
+    def select(self, rows_R: Tensor) -> Sequences:
+        """The sequences `rows_R`, in that order."""
+        index = gather_index(self.lengths_B, rows_R)
+        return Sequences(self.tokens_N[index], self.lengths_B[rows_R], self.action_N[index])
+
+    def padded(self, rows: Sequence[int]) -> PaddedBatch:
+        """The sequences `rows` as a right-padded rectangle."""
+        chosen = self.select(torch.tensor(rows, dtype=torch.long))
+        longest = int(chosen.lengths_B.max())
+        start_N = torch.repeat_interleave(last_index(chosen.lengths_B) + 1 - chosen.lengths_B, chosen.lengths_B)
+        row_N = torch.repeat_interleave(torch.arange(len(rows)), chosen.lengths_B)
+        position_N = row_N * longest + torch.arange(chosen.tokens_N.shape[0]) - start_N
+        input_BT = torch.zeros(len(rows) * longest, dtype=torch.long)
+        input_BT[position_N] = chosen.tokens_N
+        return PaddedBatch(
+            input_BT=input_BT.view(len(rows), longest),
+            index_A=position_N[chosen.action_N] - 1,
+            target_A=chosen.tokens_N[chosen.action_N],
+        )
+
+
+@dataclass(frozen=True)
+class PaddedBatch:
+    """Input of one forward pass. Right padding needs no mask: a causal model never looks to the right."""
+
+    input_BT: Tensor
+    index_A: Tensor
+    """Position in the flattened (B*T,) batch whose output predicts each action token: the one before it."""
+    target_A: Tensor
+    """The action tokens."""
+
+    def to(self, device: torch.device) -> PaddedBatch:
+        """A copy on `device`."""
+        return PaddedBatch(self.input_BT.to(device), self.index_A.to(device), self.target_A.to(device))
+
+
+@dataclass(frozen=True)
+class Experience:
+    """Answers of one round with all that is known about them."""
+
+    tokens_N: Tensor = _per("token")
+    lengths_B: Tensor = _per("sequence")
+    action_N: Tensor = _per("token")
+    """See `Sequences`."""
+    rollout_logprobs_A: Tensor = _per("action")
+    """Log-probabilities the rollout engine gave when it drew the tokens."""
+    finished_B: Tensor = _per("sequence")
+    """The answer ended by itself."""
+    groups_B: Tensor = _per("sequence")
+    """Number of the prompt within the round: answers to one prompt share it."""
+    policy_version_B: Tensor = _per("sequence")
+    """Version of the weights that wrote the answer."""
+    scores_B: Tensor | None = _per("sequence", default=None)
+    """Reward of each answer as it came (before clip and penalty)."""
+    logprobs_A: Tensor | None = _per("action", default=None)
+    """Log-probabilities under the policy before this round's updates."""
+    reference_logprobs_A: Tensor | None = _per("action", default=None)
+    values_A: Tensor | None = _per("action", default=None)
+    """The critic's values before this round's updates."""
+    advantages_A: Tensor | None = _per("action", default=None)
+    returns_A: Tensor | None = _per("action", default=None)
+    """What the critic should have said."""
+
+    def __len__(self) -> int:
+        return int(self.lengths_B.shape[0])
+
+    @property
+    def sequences(self) -> Sequences:
+        """The tokens alone."""
+        return Sequences(self.tokens_N, self.lengths_B, self.action_N)
+
+    @property
+    def action_lengths_B(self) -> Tensor:
+        """Action tokens per answer."""
+        return self.sequences.action_lengths_B
+
+    def select(self, rows_R: Tensor) -> Experience:
+        """The answers `rows_R`, in that order, with every field that is set."""
+        index: dict[Per, Tensor] = {
+            "token": gather_index(self.lengths_B, rows_R),
+            "action": gather_index(self.action_lengths_B, rows_R),
+            "sequence": rows_R,
+        }
+        chosen = {
+            f.name: value[index[f.metadata["per"]]]
+            for f in fields(self)
+            if (value := getattr(self, f.name)) is not None
+        }
+        return replace(self, **chosen)
+
+    def with_(self, **values: Tensor) -> Experience:
+        """A copy with fields set. Raises ValueError where a size does not fit."""
+        sizes = {"token": self.tokens_N.shape[0], "action": int(self.action_N.sum()), "sequence": len(self)}
+        per = {f.name: f.metadata["per"] for f in fields(self)}
+        for name, value in values.items():
+            if value.shape[0] != sizes[per[name]]:
+                raise ValueError(
+                    f"{name} has {value.shape[0]} entries, but there are {sizes[per[name]]} per {per[name]}"
+                )
+        return replace(self, **values)
+
+
+def from_answers(
+    prompts: Sequence[Sequence[int]],
+    answers: Sequence[Sequence[int]],
+    logprobs: Sequence[Sequence[float]],
+    finished: Sequence[bool],
+    *,
+    groups: Sequence[int],
+    policy_versions: Sequence[int],
+) -> Experience:
+    """Single-turn experience: each sequence is a prompt and the answer the policy wrote to it."""
+    lengths = [len(p) + len(a) for p, a in zip(prompts, answers, strict=True)]
+    return Experience(
+        tokens_N=torch.tensor([t for p, a in zip(prompts, answers, strict=True) for t in (*p, *a)], dtype=torch.long),
+        lengths_B=torch.tensor(lengths, dtype=torch.long),
+        action_N=torch.tensor(
+            [flag for p, a in zip(prompts, answers, strict=True) for flag in (*[False] * len(p), *[True] * len(a))],
+            dtype=torch.bool,
+        ),
+        rollout_logprobs_A=torch.tensor([value for row in logprobs for value in row], dtype=torch.float32),
+        finished_B=torch.tensor(list(finished), dtype=torch.bool),
+        groups_B=torch.tensor(list(groups), dtype=torch.long),
+        policy_version_B=torch.tensor(list(policy_versions), dtype=torch.long),
+    )

@@ -1,0 +1,48 @@
+"""From one score per answer to one reward per action token, and reward-model scores relative to demonstrations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from camel_ray.ppo.ragged import check_lengths, last_index
+
+
+def adjust_scores(scores_B: Tensor, finished_B: Tensor, *, clip: float | None, missing_eos_penalty: float) -> Tensor:
+    """Limit scores to [-clip, clip], then subtract the penalty from answers that did not end by themselves, (B,).
+
+    In this order the penalty is never clipped away.
+    """
+    if clip is not None:
+        scores_B = scores_B.clamp(-clip, clip)
+    return scores_B - missing_eos_penalty * (~finished_B).to(scores_B.dtype)
+
+
+def place_rewards(kl_A: Tensor, scores_B: Tensor, lengths_B: Tensor, *, kl_coefficient: float) -> Tensor:
+    """-kl_coefficient * kl on every action token, plus the score on the last one of each answer, (A,).
+
+    (Ziegler et al. 2019, eq. 2.) An answer without tokens gets no reward.
+    """
+    check_lengths(lengths_B, kl_A=kl_A)
+    rewards_A = -kl_coefficient * kl_A
+    filled_B = lengths_B > 0
+    rewards_A[last_index(lengths_B)[filled_B]] += scores_B[filled_B].to(rewards_A.dtype)
+    return rewards_A
+
+
+def subtract_demonstrations(
+    samples: Sequence[Sequence[float]], demonstrations: Sequence[Sequence[float]], *, per_prompt: bool
+) -> list[list[float]]:
+    """Scores of samples minus the mean score of demonstrations, prompt by prompt.
+
+    `per_prompt`: the mean over the demonstrations of the same prompt; else one mean over all demonstrations, so that
+    they score 0 on average (Stiennon et al. 2020; Ouyang et al. 2022, section 3.5).
+    """
+    flat = torch.tensor([s for scores in demonstrations for s in scores], dtype=torch.float64)
+    overall = float(flat.mean())
+    biases = [
+        float(torch.tensor(list(d), dtype=torch.float64).mean()) if per_prompt else overall for d in demonstrations
+    ]
+    return [[score - bias for score in scores] for scores, bias in zip(samples, biases, strict=True)]

@@ -1,0 +1,94 @@
+"""How a stage tells what it is doing: one JSON line per event, appended to a file next to its work.
+
+The terminal's bars, the report's curves and (on a cluster) the operator's progress all read these lines, so a stage needs to
+know none of them. A `Progress` holds a path and nothing else, so it travels to Ray workers. After a resume some steps are
+written again; readers keep the last line of a step.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+Unit = Literal["steps", "rows", "tokens", "batches"]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Appends events of one stage to `path`. Safe for several processes: every event is one short append."""
+
+    path: Path
+
+    def update(
+        self,
+        task: str,
+        done: int,
+        total: int | None = None,
+        *,
+        unit: Unit = "steps",
+        tokens: int | None = None,
+        metrics: Mapping[str, float] | None = None,
+    ) -> None:
+        """`done` of `total` units of `task` ("train", "generate", ...) are finished.
+
+        `tokens`: tokens worked on since the task began, for a rate. `metrics`: figures of this step (loss, reward, kl, ...),
+        the points of the report's curves. Not-a-number and infinity are kept as null.
+        """
+        event: dict[str, Any] = {"event": "update", "task": task, "done": done, "total": total, "unit": unit}
+        if tokens is not None:
+            event["tokens"] = tokens
+        if metrics:
+            event["metrics"] = {k: (float(v) if math.isfinite(v) else None) for k, v in metrics.items()}
+        self._write(event)
+
+    def finish(self, task: str) -> None:
+        """`task` is over: its bar goes away."""
+        self._write({"event": "finish", "task": task})
+
+    def note(self, message: str, *, level: Literal["info", "warning"] = "info") -> None:
+        """A sentence for the user: shown on the terminal and listed in the report."""
+        self._write({"event": "note", "level": level, "message": message})
+
+    def _write(self, event: dict[str, Any]) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        line = json.dumps({"time": round(time.time(), 3), **event}) + "\n"
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(line)
+
+
+@dataclass
+class ProgressReader:
+    """Reads the events of a file as they are appended."""
+
+    path: Path
+    _offset: int = field(default=0, init=False)
+
+    def new_events(self) -> list[dict[str, Any]]:
+        """Events since the last call; a line still being written is left for the next call."""
+        if not self.path.is_file():
+            return []  # nothing written yet; or a device, whose end a read may never reach
+        try:
+            with self.path.open("rb") as file:
+                file.seek(self._offset)
+                data = file.read()
+        except FileNotFoundError:
+            return []
+        end = data.rfind(b"\n") + 1
+        self._offset += end
+        return [json.loads(line) for line in data[:end].splitlines() if line.strip()]
+
+
+def curve(events: list[dict[str, Any]], task: str, metric: str) -> list[tuple[int, float]]:
+    """Points (step, value) of one metric of one task, in step order, the last line of a step winning."""
+    points: dict[int, float] = {}
+    for event in events:
+        if event.get("event") == "update" and event.get("task") == task:
+            value = (event.get("metrics") or {}).get(metric)
+            if value is not None:
+                points[int(event["done"])] = float(value)
+    return sorted(points.items())

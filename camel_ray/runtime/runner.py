@@ -1,0 +1,259 @@
+"""Runs the stages of a pipeline one after the other in this process (`camel-ray run`), or one of them (a cluster's attempt).
+
+Level-triggered: each run looks at what storage holds, skips what is done, and continues what was interrupted. Stages share one
+process because importing the training libraries costs more than a small stage does; whatever a stage leaves behind in the
+process is that stage's to clean up (docs/decisions/0003).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import importlib
+import json
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from camel_ray.api.graph import direct_needs, newest, upstream
+from camel_ray.api.pipeline import CamelPipeline, Stage
+from camel_ray.errors import CamelError, SpecError
+from camel_ray.manifest import disk_errors, write_atomically
+from camel_ray.progress import Progress
+from camel_ray.runtime.digest import stage_digest
+from camel_ray.runtime.process import available_cores, known_failures, prepare_process
+from camel_ray.runtime.record import write_report
+from camel_ray.runtime.storage import Storage
+from camel_ray.runtime.store import StageStore
+from camel_ray.stages.contract import Artifact, StageContext
+
+PlanState = Literal["done", "new", "changed", "interrupted", "upstream"]
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """What a run would do with a stage, and why."""
+
+    name: str
+    kind: str
+    state: PlanState
+    """done: skipped. new: never ran. changed: its spec, inputs or code changed. interrupted: continues an unfinished attempt.
+    upstream: waits for a stage before it, then decides."""
+    reason: str
+    finished_at: float | None = None
+    artifact: Path | None = None
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run did."""
+
+    report: Path
+    ran: tuple[str, ...]
+    skipped: tuple[str, ...]
+
+
+class RunListener(Protocol):
+    """Hears what happens during a run; the terminal display is one."""
+
+    def stage_started(
+        self, name: str, kind: str, index: int, total: int, progress_path: Path, attempt: int
+    ) -> None:
+        """Stage `index` (from 0) of `total` begins; its events appear in `progress_path`."""
+
+    def stage_skipped(self, name: str, kind: str, index: int, total: int, metrics: Mapping[str, Any]) -> None:
+        """The stage is done already."""
+
+    def stage_finished(self, name: str, kind: str, seconds: float, metrics: Mapping[str, Any]) -> None:
+        """The stage ended with a result."""
+
+    def stage_failed(self, name: str, error: BaseException) -> None:
+        """The stage ended without a result."""
+
+    def run_finished(self, report: Path | None, seconds: float) -> None:
+        """All stages are done."""
+
+
+class Runner:
+    """One pipeline on this machine."""
+
+    def __init__(
+        self,
+        pipeline: CamelPipeline,
+        *,
+        base_dir: Path,
+        storage: str | None = None,
+        listener: RunListener | None = None,
+        first: str | None = None,
+        only: str | None = None,
+        fresh: bool = False,
+        debug: bool = False,
+    ) -> None:
+        """`first`: this stage and those that use it run again. `only`: no other stage runs. `fresh`: all run again."""
+        self.pipeline = pipeline
+        self.storage = Storage(storage or pipeline.spec.storage, pipeline.metadata.name)
+        self._base_dir = base_dir.resolve()
+        self._listener = listener
+        self._only = only
+        self._debug = debug
+        self._raw = [stage.wire() for stage in pipeline.spec.stages]
+        names = [stage.name for stage in pipeline.spec.stages]
+        for option, name in (("--from", first), ("--only", only)):
+            if name is not None and name not in names:
+                raise SpecError(f"{option} {name}: the pipeline has no such stage; it has {', '.join(names)}")
+        self._forget = {
+            name
+            for i, name in enumerate(names)
+            if fresh or (first is not None and (name == first or first in upstream(self._raw, i)))
+        }
+
+    def plan(self) -> list[StagePlan]:
+        """What `run` would do now, without doing it."""
+        plans: list[StagePlan] = []
+        artifacts: dict[str, Artifact] = {}
+        undone: set[str] = set()
+        for index, stage in enumerate(self.pipeline.spec.stages):
+            store = StageStore(self.storage, stage.name)
+            waits = [n for n in self._used(index) if n in undone]
+            if waits:
+                undone.add(stage.name)
+                plans.append(StagePlan(stage.name, stage.kind, "upstream", f"after {', '.join(waits)}"))
+                continue
+            state, digest = store.state(), self._digest(index, artifacts)
+            if stage.name in self._forget:
+                plan = StagePlan(stage.name, stage.kind, "changed", "asked to run again")
+            elif state.phase == "new":
+                plan = StagePlan(stage.name, stage.kind, "new", "never ran")
+            elif state.digest != digest:
+                plan = StagePlan(stage.name, stage.kind, "changed", "its spec, inputs or code changed")
+            elif state.phase != "done":
+                why = state.message or "its last attempt did not finish"
+                plan = StagePlan(stage.name, stage.kind, "interrupted", f"attempt {state.attempts}: {why}")
+            else:
+                made = store.artifacts(contents=False)
+                artifacts.update({stage.name: made[0]})
+                plan = StagePlan(stage.name, stage.kind, "done", "up to date", state.finished, made[0].path)
+            if plan.state != "done":
+                undone.add(stage.name)
+            plans.append(plan)
+        return plans
+
+    def run(self) -> RunResult:
+        """Run what is not done. Raises CamelError, or KeyboardInterrupt when the user stops it; finished work is kept."""
+        began = time.monotonic()
+        prepare_process(cores=available_cores(), debug=self._debug)
+        self.storage.open()
+        with self._locked():
+            spec = self.storage.root / "pipeline.json"
+            write_atomically(spec, json.dumps(self.pipeline.wire(), indent=1) + "\n")
+            self.storage.push(spec)
+            for name in self._forget:
+                if self._only in (None, name):
+                    StageStore(self.storage, name).forget()
+            ran, skipped = self._run_stages()
+            report = self._report()
+        if self._listener:
+            self._listener.run_finished(report, time.monotonic() - began)
+        return RunResult(report, tuple(ran), tuple(skipped))
+
+    def _run_stages(self) -> tuple[list[str], list[str]]:
+        artifacts: dict[str, Artifact] = {}
+        ran: list[str] = []
+        skipped: list[str] = []
+        total = len(self.pipeline.spec.stages)
+        for index, stage in enumerate(self.pipeline.spec.stages):
+            store = StageStore(self.storage, stage.name)
+            state, digest = store.state(), self._digest(index, artifacts)
+            if state.phase == "done" and state.digest == digest:
+                artifacts[stage.name] = store.artifacts(contents=False)[0]
+                skipped.append(stage.name)
+                if self._listener:
+                    self._listener.stage_skipped(stage.name, stage.kind, index, total, artifacts[stage.name].metrics)
+            elif self._only in (None, stage.name):
+                artifacts[stage.name] = self._attempt(index, stage, store, digest, artifacts)
+                ran.append(stage.name)
+            elif self._only in [s.name for s in self.pipeline.spec.stages[index:]]:
+                if stage.name in upstream(self._raw, self._index(self._only)):
+                    raise SpecError(f"--only {self._only}: stage '{stage.name}', which it uses, is not done; run without --only")
+        return ran, skipped
+
+    def _attempt(
+        self, index: int, stage: Stage, store: StageStore, digest: str, artifacts: Mapping[str, Artifact]
+    ) -> Artifact:
+        for name in self._used(index):
+            StageStore(self.storage, name).artifacts(contents=True)
+        state = store.begin(digest)
+        began = time.monotonic()
+        if self._listener:
+            total = len(self.pipeline.spec.stages)
+            self._listener.stage_started(stage.name, stage.kind, index, total, store.progress_path, state.attempts)
+        try:
+            with known_failures(stage.name):
+                module = importlib.import_module(f"camel_ray.stages.{stage.kind}")
+                outputs = module.run(self._context(index, stage, store, state.attempts, artifacts))
+            seconds = time.monotonic() - began
+            made = store.commit(state, outputs, self._input_digests(index, artifacts), seconds)
+        except BaseException as error:
+            message = str(error) if isinstance(error, CamelError) else type(error).__name__
+            # The disk may be what failed: then the note and the report fail too, and the first error is the one to see.
+            with suppress(OSError, CamelError):
+                store.fail(state, message, time.monotonic() - began)
+                self._report()
+            if self._listener:
+                self._listener.stage_failed(stage.name, error)
+            raise
+        if self._listener:
+            self._listener.stage_finished(stage.name, stage.kind, seconds, made[0].metrics)
+        return made[0]
+
+    def _context(
+        self, index: int, stage: Stage, store: StageStore, attempt: int, artifacts: Mapping[str, Artifact]
+    ) -> StageContext:
+        above = upstream(self._raw, index)
+        mixed = hashlib.sha256(f"{self.pipeline.spec.seed}/{stage.name}".encode()).digest()
+        return StageContext(
+            pipeline=self.pipeline,
+            stage=stage,
+            inputs={name: artifacts[name] for name in above if name in artifacts},
+            work=store.work,
+            base_dir=self._base_dir,
+            progress=Progress(store.progress_path),
+            attempt=attempt,
+            seed=int.from_bytes(mixed[:4], "big") % 2**31,
+            workers=stage.workers if isinstance(stage.workers, int) else stage.workers.min,
+            cores=available_cores(),
+        )
+
+    def _used(self, index: int) -> list[str]:
+        """Stages whose artifacts this one may read: those it names or needs, and the newest of each default kind."""
+        defaults = [newest(self._raw, index, kind) for kind in ("model", "tokenizer", "reward-model")]
+        return list(dict.fromkeys([*direct_needs(self._raw, index), *(n for n in defaults if n)]))
+
+    def _digest(self, index: int, artifacts: Mapping[str, Artifact]) -> str:
+        stage = self.pipeline.spec.stages[index]
+        return stage_digest(self.pipeline, stage, self._input_digests(index, artifacts), self._base_dir)
+
+    def _input_digests(self, index: int, artifacts: Mapping[str, Artifact]) -> dict[str, str]:
+        return {name: artifacts[name].digest for name in self._used(index) if name in artifacts}
+
+    def _index(self, name: str) -> int:
+        return next(i for i, s in enumerate(self.pipeline.spec.stages) if s.name == name)
+
+    def _report(self) -> Path:
+        path = write_report(self.pipeline, self.storage)
+        self.storage.push(path)
+        return path
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Keep a second run of the same pipeline out; the lock goes with the process, however it ends."""
+        path = self.storage.root / ".lock"
+        with disk_errors(path), path.open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise SpecError(f"another run works in {self.storage.root}; wait for it, or use another --storage") from error
+            yield

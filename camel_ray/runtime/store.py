@@ -1,0 +1,136 @@
+"""What is known of each stage in storage: its state, its artifact, and whether both still fit the file.
+
+`state.json` is the stage's memory over attempts; the artifact's manifest is the proof that it is done. A stage counts as done
+only if both agree with the digest of today.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict, dataclass, replace
+from typing import Literal
+
+from camel_ray.errors import ModelError
+from camel_ray.manifest import disk_errors, read_manifest, verify, write_atomically, write_manifest
+from camel_ray.runtime.storage import Storage
+from camel_ray.stages.contract import Artifact, ArtifactKind, Output
+from camel_ray.version import __version__
+
+Phase = Literal["new", "running", "done", "failed"]
+
+
+@dataclass(frozen=True)
+class StageState:
+    """The memory of a stage over its attempts."""
+
+    phase: Phase = "new"
+    digest: str = ""
+    attempts: int = 0
+    started: float | None = None
+    """Epoch seconds of the first attempt with this digest."""
+    finished: float | None = None
+    seconds: float = 0.0
+    """Run time of all attempts with this digest, as far as they ended by themselves."""
+    message: str = ""
+    artifacts: tuple[str, ...] = ()
+    """Kinds of the artifacts of a finished stage."""
+
+
+class StageStore:
+    """State and artifacts of one stage."""
+
+    def __init__(self, storage: Storage, name: str) -> None:
+        self._storage = storage
+        self.name = name
+        self.directory = storage.root / "stages" / name
+        self.work = self.directory / "work"
+        self.progress_path = self.directory / "progress.jsonl"
+
+    def state(self) -> StageState:
+        """The state in storage; a new one if there is none. Raises ModelError if it is not readable."""
+        path = self.directory / "state.json"
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+            return StageState(**{**data, "artifacts": tuple(data.get("artifacts", ()))})
+        except FileNotFoundError:
+            return StageState()
+        except (json.JSONDecodeError, UnicodeDecodeError, TypeError) as error:
+            raise ModelError(f"{path} is not a stage state ({error}); delete it to run the stage again") from error
+
+    def artifacts(self, *, contents: bool) -> list[Artifact]:
+        """The artifacts of a finished stage. With `contents`, every byte is checked. Raises ModelError if one is corrupt."""
+        found = []
+        for kind in self.state().artifacts:
+            directory = self.directory / kind
+            self._storage.pull(directory)
+            problem = verify(directory, contents=contents)
+            if problem:
+                raise ModelError(f"{problem}; restore it, or make it again with --from {self.name}")
+            manifest = read_manifest(directory)
+            assert manifest is not None
+            found.append(Artifact(ArtifactKind(kind), self.name, directory, manifest["digest"], manifest.get("metrics", {})))
+        return found
+
+    def begin(self, digest: str) -> StageState:
+        """Note that an attempt starts. What an earlier spec left behind is removed; work of the same digest is kept."""
+        state = self.state()
+        if state.digest != digest:
+            if self.directory.exists():
+                self._storage.remove(self.directory)
+            state = StageState(digest=digest, started=time.time())
+        elif self._storage.is_remote:
+            self._storage.pull(self.work)
+        self._storage.remove(self.work / "output")
+        with disk_errors(self.work):
+            self.work.mkdir(parents=True, exist_ok=True)
+        state = replace(state, phase="running", attempts=state.attempts + 1, finished=None, message="", artifacts=())
+        self._save(state)
+        return state
+
+    def commit(self, state: StageState, outputs: list[Output], inputs: dict[str, str], seconds: float) -> list[Artifact]:
+        """Publish the outputs of a finished attempt, then note that the stage is done."""
+        for output in outputs:
+            final = self.directory / output.kind.value
+            with disk_errors(final):
+                write_manifest(
+                    output.path,
+                    kind=output.kind.value,
+                    stage=self.name,
+                    stageDigest=state.digest,
+                    inputs=inputs,
+                    metrics=dict(output.metrics),
+                    version=__version__,
+                )
+                if final.exists():
+                    self._storage.remove(final)
+                output.path.rename(final)
+            self._storage.push(final)
+        self._save(
+            replace(
+                state,
+                phase="done",
+                finished=time.time(),
+                seconds=state.seconds + seconds,
+                artifacts=tuple(o.kind.value for o in outputs),
+            )
+        )
+        return self.artifacts(contents=False)
+
+    def fail(self, state: StageState, message: str, seconds: float) -> None:
+        """Note that an attempt ended without a result, and why."""
+        self._save(replace(state, phase="failed", finished=time.time(), seconds=state.seconds + seconds, message=message))
+
+    def forget(self) -> None:
+        """Remove everything of the stage, so that it runs again from nothing."""
+        self._storage.remove(self.directory)
+
+    def _save(self, state: StageState) -> None:
+        path = self.directory / "state.json"
+        with disk_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, json.dumps(asdict(state), indent=1) + "\n")
+        self._storage.push(path)
+        if self.progress_path.exists():
+            self._storage.push(self.progress_path)
+

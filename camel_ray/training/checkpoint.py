@@ -1,0 +1,75 @@
+"""Checkpoints that exist only as a whole, and which of them a run may continue from.
+
+A checkpoint is a directory `checkpoint-<step>` that the trainer fills from all workers. Its manifest comes last, when every
+worker is done, and says which run it belongs to; an older checkpoint is deleted only after that. Whatever has no manifest, or
+does not match it, is skipped with a note and removed, so that later files never mix with its own.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from camel_ray.errors import ModelError
+from camel_ray.manifest import read_manifest, verify, write_manifest
+from camel_ray.progress import Progress
+
+_PREFIX = "checkpoint-"
+
+
+def commit(directory: Path, *, run: str, step: int, keep: int) -> None:
+    """Declare a filled checkpoint complete, then delete all but the newest `keep` complete ones.
+
+    `run`: digest of everything the weights depend on. Raises StorageUnavailable if the manifest cannot be written.
+    """
+    write_manifest(directory, run=run, step=step)
+    complete = [d for _, d in _directories(directory.parent) if (d / "manifest.json").exists()]
+    for old in complete[keep:]:
+        # The manifest goes first: a deletion that is cut short leaves an unfinished checkpoint, not a corrupt one.
+        (old / "manifest.json").unlink(missing_ok=True)
+        shutil.rmtree(old)
+
+
+def newest(checkpoints: Path, *, run: str, progress: Progress) -> Path | None:
+    """The newest intact checkpoint of `run`, or None. What cannot be used is removed, with a note for the user."""
+    found: Path | None = None
+    for step, directory in _directories(checkpoints):
+        problem = _problem(directory, run) if found is None else _unfinished(directory)
+        if problem is None:
+            found = found or directory
+            continue
+        reason, level = problem
+        progress.note(f"checkpoint of step {step} is not used: {reason}", level=level)
+        shutil.rmtree(directory)
+    return found
+
+
+def _problem(directory: Path, run: str) -> tuple[str, str] | None:
+    if unfinished := _unfinished(directory):
+        return unfinished
+    try:
+        manifest = read_manifest(directory)
+        wrong = verify(directory)
+    except ModelError as error:
+        return str(error), "warning"
+    if wrong is not None:
+        return wrong, "warning"
+    if manifest is None or manifest.get("run") != run:
+        return "the stage's spec, inputs or number of workers changed since it was written", "warning"
+    return None
+
+
+def _unfinished(directory: Path) -> tuple[str, str] | None:
+    if (directory / "manifest.json").exists():
+        return None
+    return "the run stopped while it was being written", "info"
+
+
+def _directories(checkpoints: Path) -> list[tuple[int, Path]]:
+    """(step, directory) of all checkpoints, newest first."""
+    found = []
+    for path in checkpoints.glob(f"{_PREFIX}*"):
+        step = path.name.removeprefix(_PREFIX)
+        if path.is_dir() and step.isdigit():
+            found.append((int(step), path))
+    return sorted(found, reverse=True)

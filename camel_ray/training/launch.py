@@ -1,0 +1,128 @@
+"""Starts the training processes of a plan and brings back their figures.
+
+One worker trains in the calling process (Ray Train's in-process mode): starting a worker group takes longer than a small stage.
+Several workers are Ray Train worker processes, on a Ray that is started when it is first needed. See docs/decisions.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from camel_ray.errors import CamelError, OutOfMemory, WorkerLost
+from camel_ray.ray_session import ensure_ray
+from camel_ray.training.checkpoint import newest
+from camel_ray.training.plan import TrainingPlan
+
+_START_SECONDS = "600"
+"""How long Ray Train waits for its workers: a cluster may have to start machines first."""
+
+
+def fit(plan: TrainingPlan) -> dict[str, Any]:
+    """Run the plan to its end and return its figures; continues from the newest intact checkpoint.
+
+    Raises what the training function raised, WorkerLost if a worker process died, OutOfMemory if it was killed for memory.
+    """
+    plan.work.mkdir(parents=True, exist_ok=True)
+    plan.result.unlink(missing_ok=True)
+    resume = newest(plan.checkpoints, run=plan.digest, progress=plan.progress)
+    if resume is not None:
+        plan.progress.note(f"stage '{plan.stage}' continues at step {int(resume.name.rsplit('-', 1)[1])}")
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", _START_SECONDS)
+    # Its cleaner of abandoned workers asks the dashboard for them, which a local Ray has not, and complains every second.
+    os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "0")
+    logging.getLogger("ray.train").setLevel(logging.ERROR)
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    if plan.workers > 1:
+        ensure_ray(cores=plan.cores)
+    trainer = TorchTrainer(
+        _worker,
+        train_loop_config={"plan": plan, "resume": resume},
+        scaling_config=_scaling(plan, ScalingConfig),
+        run_config=RunConfig(
+            # A name of its own per attempt: under a known name Ray Train would bring back its own, older state.
+            name=f"{plan.run_name}-{plan.stage}-{os.getpid()}",
+            storage_path=str(plan.work / "ray"),
+            failure_config=FailureConfig(max_failures=0),
+        ),
+    )
+    with _own_interrupts():
+        try:
+            trainer.fit()
+        except CamelError:
+            raise
+        except Exception as error:
+            raise _cause(plan, error) from error
+    figures: dict[str, Any] = json.loads(plan.result.read_text(encoding="utf-8"))
+    return figures
+
+
+def _worker(config: dict[str, Any]) -> None:
+    import ray.train
+
+    from camel_ray.training.loop import train
+    from camel_ray.training.process import Rank
+
+    context = ray.train.get_context()
+    rank = Rank(context.get_world_rank(), context.get_local_rank(), context.get_world_size())
+    train(config["plan"], rank, config["resume"])
+
+
+def _scaling(plan: TrainingPlan, scaling_config: Any) -> Any:
+    if plan.workers == 1:
+        return scaling_config(num_workers=0)
+    import ray
+
+    use_gpu = ray.cluster_resources().get("GPU", 0) >= plan.workers
+    return scaling_config(num_workers=plan.workers, use_gpu=use_gpu, resources_per_worker={"CPU": 1, "GPU": int(use_gpu)})
+
+
+def _cause(plan: TrainingPlan, error: Exception) -> BaseException:
+    """What really went wrong in a worker, freed from Ray Train's wrappers."""
+    import ray.exceptions
+
+    failures = list(getattr(error, "worker_failures", {}).values())
+    if not failures:
+        return error
+    found = [_unwrapped(failure) for failure in failures]
+    for kind in (CamelError, OSError, RuntimeError):
+        for failure in found:
+            if isinstance(failure, kind) and not isinstance(failure, ray.exceptions.RayError):
+                return failure
+    lost = found[0]
+    if isinstance(lost, ray.exceptions.OutOfMemoryError):
+        return OutOfMemory(
+            f"stage '{plan.stage}': a worker was killed for memory; use fewer workers, a smaller microBatchSize, or a higher zero"
+        )
+    if isinstance(lost, ray.exceptions.RayError):
+        return WorkerLost(f"stage '{plan.stage}': a training process died; run again, it continues from the last checkpoint")
+    return lost
+
+
+def _unwrapped(failure: BaseException) -> BaseException:
+    while (inner := getattr(failure, "cause", None) or getattr(failure, "_base_exc", None)) is not None:
+        if not isinstance(inner, BaseException) or inner is failure:
+            break
+        failure = inner
+    return failure
+
+
+@contextmanager
+def _own_interrupts() -> Iterator[None]:
+    """Give Ctrl-C back to the caller: Ray Train installs a handler and leaves it there."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)

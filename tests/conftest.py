@@ -1,0 +1,102 @@
+"""What all tests share: quiet and offline libraries, layers by folder, and a loud word about a layer that cannot run.
+
+A test's layer is its folder, so nobody has to mark anything: `tests/unit` needs seconds, `tests/ray` starts Ray and
+trains. Modules that a folder needs are listed here; where one is missing the whole folder is left out and the summary
+says so.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).parent
+TRAIN = ("datasets", "deepspeed", "ray", "torch", "transformers", "trl")
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A folder of tests: its marker, its limit against hangs, and the modules it cannot run without."""
+
+    folder: str
+    marker: str
+    timeout_seconds: int
+    needs: tuple[str, ...]
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """Modules of `needs` that are not installed."""
+        return tuple(name for name in self.needs if importlib.util.find_spec(name) is None)
+
+    def holds(self, path: Path) -> bool:
+        """Whether a test file lies in the folder."""
+        return path.is_relative_to(TESTS / self.folder)
+
+
+# The first that holds a file counts. Spec and command line work without the [train] extra, so their tests do too.
+LAYERS = (
+    Layer("ray", "ray", 600, TRAIN),
+    Layer("unit/api", "unit", 120, ()),
+    Layer("unit/cli", "unit", 120, ()),
+    *(
+        Layer(f"unit/{package}", "unit", 120, TRAIN)
+        for package in ("data", "evaluation", "models", "ppo", "runtime", "stages", "training")
+    ),
+    Layer("unit", "unit", 120, ()),
+)
+
+_QUIET = {
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_OFFLINE": "1",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+_left_out: set[Layer] = set()
+_cache = pytest.StashKey[str]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # Before anything imports torch or transformers. One thread: a test's matrices are tiny.
+    os.environ.update(_QUIET)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    config.stash[_cache] = os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="camel-ray-tests-")
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    shutil.rmtree(config.stash[_cache], ignore_errors=True)
+
+
+def pytest_ignore_collect(collection_path: Path) -> bool | None:
+    layer = _layer_of(collection_path)
+    if layer and layer.missing:
+        _left_out.add(layer)
+        return True
+    return None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        layer = _layer_of(item.path)
+        if layer is None:
+            raise pytest.UsageError(f"{item.path} lies in no layer; move it to one of the folders of tests/conftest.py")
+        item.add_marker(layer.marker)
+        if item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(layer.timeout_seconds))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    for layer in sorted(_left_out, key=lambda layer: layer.folder):
+        line = f"NOT RUN: tests/{layer.folder}, because {', '.join(layer.missing)} cannot be imported"
+        terminalreporter.write_line(line, red=True, bold=True)
+
+
+def _layer_of(path: Path) -> Layer | None:
+    return next((layer for layer in LAYERS if layer.holds(path)), None)
