@@ -12,8 +12,9 @@
         ├── OutOfMemory              23      host or device memory ran out
         └── Preempted                24      the machine was taken away; never uses the retry budget
 
-A message is one sentence: what is wrong, where (file, line, field), and what to do. The exit code of a stage tells the
-operator the class, so the numbers are part of the contract. 130 is Ctrl-C; any other exception is a bug and exits with 1.
+A message is one sentence: what is wrong, where (file, line, field), and what to do. The exit code of a stage tells
+the operator the class, so the numbers are part of the contract. 130 is Ctrl-C; any other exception is a bug and exits
+with 1.
 """
 
 from __future__ import annotations

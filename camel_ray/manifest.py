@@ -1,7 +1,7 @@
 """Directories that exist only as a whole: files first, `manifest.json` with their sizes and digests last.
 
-Artifacts and checkpoints share this form. A directory without a manifest was never finished; one whose files differ from its
-manifest is corrupt. Nothing here knows what the files mean.
+Artifacts and checkpoints share this form. A directory without a manifest was never finished; one whose files differ
+from its manifest is corrupt. Nothing here knows what the files mean.
 """
 
 from __future__ import annotations
@@ -101,7 +101,9 @@ def disk_errors(path: Path | str) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise StorageUnavailable(f"no space left for {path}; free some space and run again, finished work is kept") from error
+            raise StorageUnavailable(
+                f"no space left for {path}; free some space and run again, finished work is kept"
+            ) from error
         if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
             raise StorageUnavailable(f"{path} cannot be written ({error.strerror}); check its permissions") from error
         raise

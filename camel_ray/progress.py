@@ -1,8 +1,8 @@
 """How a stage tells what it is doing: one JSON line per event, appended to a file next to its work.
 
-The terminal's bars, the report's curves and (on a cluster) the operator's progress all read these lines, so a stage needs to
-know none of them. A `Progress` holds a path and nothing else, so it travels to Ray workers. After a resume some steps are
-written again; readers keep the last line of a step.
+The terminal's bars, the report's curves and (on a cluster) the operator's progress all read these lines, so a stage
+needs to know none of them. A `Progress` holds a path and nothing else, so it travels to Ray workers. After a resume
+some steps are written again; readers keep the last line of a step.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+
+from camel_ray.manifest import disk_errors
 
 Unit = Literal["steps", "rows", "tokens", "batches"]
 
@@ -36,8 +38,8 @@ class Progress:
     ) -> None:
         """`done` of `total` units of `task` ("train", "generate", ...) are finished.
 
-        `tokens`: tokens worked on since the task began, for a rate. `metrics`: figures of this step (loss, reward, kl, ...),
-        the points of the report's curves. Not-a-number and infinity are kept as null.
+        `tokens`: tokens worked on since the task began, for a rate. `metrics`: figures of this step (loss, reward,
+        kl, ...), the points of the report's curves. Not-a-number and infinity are kept as null.
         """
         event: dict[str, Any] = {"event": "update", "task": task, "done": done, "total": total, "unit": unit}
         if tokens is not None:
@@ -55,10 +57,11 @@ class Progress:
         self._write({"event": "note", "level": level, "message": message})
 
     def _write(self, event: dict[str, Any]) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         line = json.dumps({"time": round(time.time(), 3), **event}) + "\n"
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(line)
+        with disk_errors(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(line)
 
 
 @dataclass

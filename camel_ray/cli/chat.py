@@ -17,7 +17,7 @@ from camel_ray.cli.console import DebugOption, StorageOption, print_error, read_
 from camel_ray.errors import ModelError, PermanentError
 
 if TYPE_CHECKING:
-    from camel_ray.cli.conversation import Conversation
+    from camel_ray.runtime.conversation import Conversation
 
 
 def register(app: typer.Typer) -> None:
@@ -57,7 +57,7 @@ def chat(
             raise ModelError(
                 f"{directory} holds no model (there is no config.json); give a directory that a stage made"
             )
-        from camel_ray.cli.conversation import Conversation
+        from camel_ray.runtime.conversation import Conversation
 
         conversation = Conversation.load(directory, temperature=temperature, max_tokens=max_tokens, seed=seed)
     if sys.stdin.isatty():
@@ -74,6 +74,15 @@ def chat(
 
 
 def _answer(conversation: Conversation, line: str) -> None:
+    """Print the answer; one that is not possible leaves an empty line, so that lines in and out still match."""
+    try:
+        _print(conversation, line)
+    except ModelError as error:
+        print_error(str(error))
+        print()
+
+
+def _print(conversation: Conversation, line: str) -> None:
     if not sys.stdin.isatty():
         print(" ".join("".join(conversation.answer(line)).split()), flush=True)
         return

@@ -17,6 +17,9 @@ from camel_ray.errors import PermanentError
 if TYPE_CHECKING:
     from rich.console import Console
 
+STANDARD_INPUT = "standard input"
+"""What `-f -` is called in messages."""
+
 PipelineFile = Annotated[
     str,
     typer.Option("--file", "-f", metavar="FILE", help="Pipeline YAML, or - for standard input.", show_default=False),
@@ -31,7 +34,7 @@ def read_pipeline(file: str) -> tuple[CamelPipeline, Path]:
     """The pipeline in a file (or `-`: standard input), and the directory where its relative paths start."""
     if file == "-":
         data = sys.stdin.buffer.read() if hasattr(sys.stdin, "buffer") else sys.stdin.read().encode()
-        return load_pipeline_text(data.decode("utf-8", "surrogateescape"), "standard input"), Path.cwd()
+        return load_pipeline_text(data.decode("utf-8", "surrogateescape"), STANDARD_INPUT), Path.cwd()
     return load_pipeline(file), Path(file).resolve().parent
 
 

@@ -15,17 +15,26 @@ from types import TracebackType
 from typing import Any, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
+from rich.progress import BarColumn, Progress, SpinnerColumn, Task, TaskID, TextColumn
 from rich.text import Text
 
 from camel_ray.cli.figures import duration, figure, key_figures
 from camel_ray.progress import ProgressReader
 
-_SHOWN = ("loss", "reward", "kl", "accuracy", "perplexity", "learning_rate")
-"""Metrics worth a place beside the bar, in this order; at most three are shown."""
+_SHOWN = ("loss", "reward", "kl", "accuracy", "perplexity")
+"""Metrics worth a place beside the bar, in this order; the first three of them are shown."""
+_POINTS = {"validate": "validation", "ppo-evaluate": "held-out"}
+"""Tasks that are measured now and then and have no progress of their own: their figures stand in the stage's line."""
 _WINDOW_SECONDS = 20.0
 """Rates are means over the events of this time, so that a change of speed shows soon and a single slow step does
 not."""
+
+
+class _Bar(BarColumn):
+    """A bar, and nothing for the line of the stage itself, whose length nobody knows."""
+
+    def render(self, task: Task) -> Any:
+        return Text("") if task.fields["is_stage"] else super().render(task)
 
 
 class Rate:
@@ -119,7 +128,7 @@ class TerminalDisplay:
         self._progress = Progress(
             SpinnerColumn(finished_text=" "),
             TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
+            _Bar(bar_width=24),
             TextColumn("{task.fields[count]}"),
             TextColumn("{task.fields[speed]}", style="cyan"),
             TextColumn("{task.fields[left]}"),
@@ -162,7 +171,7 @@ class TerminalDisplay:
             place = f"[bold]{name}[/] [dim]{kind}, {index + 1} of {total}[/]" + (
                 f" attempt {attempt}" if attempt > 1 else ""
             )
-            self._stage_task = self._add(place)
+            self._stage_task = self._add(place, is_stage=True)
 
     def stage_skipped(self, name: str, kind: str, index: int, total: int, metrics: Mapping[str, Any]) -> None:
         """Print the tick of a stage that was done before."""
@@ -193,8 +202,14 @@ class TerminalDisplay:
     def refresh(self) -> None:
         """Read what the stage has written since the last call."""
         with self._lock:
+            if self._stage_task is not None:
+                self._progress.update(self._stage_task, count=duration(time.monotonic() - self._began))
             for event in self._reader.new_events() if self._reader else []:
-                if event["event"] == "update":
+                if event["event"] == "update" and event["task"] in _POINTS:
+                    figures = " ".join(_figures(event))
+                    if figures and self._stage_task is not None:
+                        self._progress.update(self._stage_task, figures=f"{_POINTS[event['task']]} {figures}")
+                elif event["event"] == "update":
                     self._update(event)
                 elif event["event"] == "finish" and event["task"] in self._tasks:
                     self._progress.remove_task(self._tasks.pop(event["task"]))
@@ -215,8 +230,6 @@ class TerminalDisplay:
         rate.add(event["time"], done, event.get("tokens") or 0)
         per_second, tokens_per_second = rate.per_second()
         left = (total - done) / per_second if total and per_second > 0 else None
-        metrics = event.get("metrics") or {}
-        shown = [f"{m} {figure(metrics[m])}" for m in _SHOWN if metrics.get(m) is not None]
         speed = f"{figure(tokens_per_second)} tokens/s" if tokens_per_second else ""
         if not speed and per_second:
             speed = f"{figure(per_second)} {event['unit']}/s"
@@ -225,12 +238,14 @@ class TerminalDisplay:
             "speed": speed,
             "left": f"{duration(left)} left" if left is not None else "",
         }
-        if shown:
-            fields["figures"] = "  ".join(shown[:3])
+        if figures := _figures(event):
+            fields["figures"] = "  ".join(figures)
         self._progress.update(self._tasks[name], completed=done, total=total, **fields)
 
-    def _add(self, description: str) -> TaskID:
-        return self._progress.add_task(description, total=None, count="", speed="", left="", figures="")
+    def _add(self, description: str, *, is_stage: bool = False) -> TaskID:
+        return self._progress.add_task(
+            description, total=None, count="", speed="", left="", figures="", is_stage=is_stage
+        )
 
     def _close(self) -> None:
         self.refresh()
@@ -242,6 +257,11 @@ class TerminalDisplay:
 
     def _print(self, mark: str, name: str, when: str, figures: str) -> None:
         self._console.print(f"{mark} [bold]{name:<20}[/] {when:>10}  [dim]{figures}[/]")
+
+
+def _figures(event: Mapping[str, Any]) -> list[str]:
+    metrics = event.get("metrics") or {}
+    return [f"{name} {figure(metrics[name])}" for name in _SHOWN if metrics.get(name) is not None][:3]
 
 
 def _line(start: str, kind: str, metrics: Mapping[str, Any]) -> str:

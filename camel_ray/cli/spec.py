@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from camel_ray.cli.console import print_error, read_pipeline
+from camel_ray.cli.console import STANDARD_INPUT, print_error, read_pipeline
 from camel_ray.errors import SpecError
 
 
@@ -43,7 +43,7 @@ def validate(
             print_error(str(error))
         else:
             count = len(pipeline.spec.stages)
-            print(f"{name}: ok, {count} stage{'s' if count != 1 else ''}")
+            print(f"{STANDARD_INPUT if name == '-' else name}: ok, {count} stage{'s' if count != 1 else ''}")
     if problems:
         raise typer.Exit(SpecError.exit_code)
 

@@ -149,10 +149,7 @@ def bind(columns: Collection[str], overrides: ColumnSpec, format: DataFormat | N
 
 
 def no_format(columns: Collection[str], overrides: ColumnSpec, format: DataFormat | None, place: str) -> DataError:
-    """The error for rows that fit no format:
-
-    the columns found, what is missing for the nearest one, and what each needs.
-    """
+    """The error for rows that fit no format: the columns found, what the nearest one lacks, and what each needs."""
     missing = {
         candidate: [part for part in needs if _column(part, columns, overrides) is None]
         for candidate, needs in _NEEDS.items()

@@ -39,10 +39,7 @@ _READABLE = ", ".join(READERS)
 
 @dataclass(frozen=True)
 class Source:
-    """Where rows come from, resolved:
-
-    relative paths start at `base_dir`; `subset` and `split` are for hub data sets.
-    """
+    """Where rows come from. Relative paths start at `base_dir`; `subset` and `split` are for hub data sets."""
 
     uri: str
     base_dir: Path

@@ -19,6 +19,8 @@ from transformers.utils.chat_template_utils import render_jinja_template
 from camel_ray.data.conversations import Message
 from camel_ray.errors import ModelError
 
+_PROBE = "\ufffc"
+"""A text that no generation prompt begins with."""
 _GENERATION_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
@@ -83,9 +85,8 @@ def _segments(
             yield ids[: closing + 1], True
             if ids[closing + 1 :]:  # what separates turns, such as a line end, is not for the assistant to say
                 yield ids[closing + 1 :], False
-        elif (
-            last and tokenizer.eos_token_id is not None
-        ):  # the template ends no turn, so the model has to learn it here
+        elif last and tokenizer.eos_token_id is not None:
+            # The template ends no turn, so the model has to learn the end of an answer here.
             yield [*ids, int(tokenizer.eos_token_id)], True
         else:
             yield ids, True
@@ -108,12 +109,14 @@ def _rendered(
         before = _plain(tokenizer, template, messages[:index], True)
         after = _plain(tokenizer, template, messages[: index + 1], False)
         begin = _shared(before, after)
+        if begin < len(before):  # the generation prompt has more than the turn; an answer may begin like it by chance
+            other = Message(role="assistant", content=_PROBE)
+            begin = min(begin, _shared(before, _plain(tokenizer, template, [*messages[:index], other], False)))
         without_prompt = _plain(tokenizer, template, messages[:index], False)
         if begin < len(without_prompt) or not text.startswith(after[:begin]) or after[begin:].strip() == "":
             raise ModelError(
                 f"the chat template renders message {index + 1} differently when others follow, so the answer's tokens "
-                "are unknown; "
-                "mark assistant turns in it with {% generation %} ... {% endgeneration %}"
+                "are unknown; mark assistant turns in it with {% generation %} ... {% endgeneration %}"
             )
         turns.append((begin, _shared(text, after)))
     return text, turns
@@ -164,10 +167,7 @@ def _shared(first: str, second: str) -> int:
 
 
 def _with_end_of_turn(tokenizer: PreTrainedTokenizerBase, text: str, begin: int, end: int) -> tuple[int, int]:
-    """A marked turn, extended by the special token behind it where the mark leaves that out:
-
-    ending a turn has to be learnt.
-    """
+    """A marked turn, extended by the special token behind it if the mark leaves that out: ending has to be learnt."""
     names = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
     if not any(text[begin:end].rstrip().endswith(name) for name in names):
         following = next((name for name in names if text.startswith(name, end)), "")

@@ -1,7 +1,7 @@
 """Models and tokenizers: from a directory, the hub, or a configuration; to a directory.
 
-Everything a user can get wrong about a model is found here, before anything is trained, and said in one sentence. Weights are
-read and written as safetensors only: a pickle runs code when it is opened.
+Everything a user can get wrong about a model is found here, before anything is trained, and said in one sentence.
+Weights are read and written as safetensors only: a pickle runs code when it is opened.
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ from camel_ray.manifest import disk_errors
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _ROPE_KEYS = frozenset({"rope_theta", "rope_scaling", "rope_parameters"})
-"""Accepted by transformers for every model with rotary positions, and moved to another place by the configuration class."""
+"""Accepted by transformers for every model with rotary positions, and moved to another place by the configuration
+class.
+"""
 
 
 def load_tokenizer(
@@ -48,7 +50,9 @@ def load_tokenizer(
             source, revision=revision, trust_remote_code=trust_remote_code
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"no tokenizer can be loaded from {source} ({_first_line(error)}); check `tokenizer`") from error
+        raise ModelError(
+            f"no tokenizer can be loaded from {source} ({_first_line(error)}); check `tokenizer`"
+        ) from error
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is None:
             raise ModelError(f"the tokenizer of {source} has neither a padding nor an end-of-text token; add one to it")
@@ -59,7 +63,8 @@ def load_tokenizer(
 def load_config(spec: ModelSpec, tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:
     """The model's configuration: built from `config` for this tokenizer, or loaded and overridden by `config`.
 
-    Raises ModelError for an unknown `model_type` or key, an impossible value, and a tokenizer with more tokens than the model.
+    Raises ModelError for an unknown `model_type` or key, an impossible value, and a tokenizer with more tokens than the
+    model.
     """
     overrides = dict(spec.config or {})
     if spec.source is None:
@@ -72,8 +77,8 @@ def load_config(spec: ModelSpec, tokenizer: PreTrainedTokenizerBase) -> Pretrain
     known = int(getattr(config.get_text_config(), "vocab_size", 0))
     if len(tokenizer) > known:
         raise ModelError(
-            f"the tokenizer has {len(tokenizer)} tokens, but the model {spec.source or 'of `config`'} only knows {known}; "
-            "use the tokenizer the model was trained with"
+            f"the tokenizer has {len(tokenizer)} tokens, but the model {spec.source or 'of `config`'} only knows "
+            f"{known}; use the tokenizer the model was trained with"
         )
     return config
 
@@ -85,7 +90,9 @@ def context_length(config: PretrainedConfig) -> int | None:
 
 
 def check_length(config: PretrainedConfig, length: int, *, field: str) -> None:
-    """Raise ModelError if sequences of `length` tokens do not fit the model's context. `field` names what asked for them."""
+    """Raise ModelError if sequences of `length` tokens do not fit the model's context. `field` names what asked for
+    them.
+    """
     limit = context_length(config)
     if limit is not None and length > limit:
         raise ModelError(
@@ -105,7 +112,9 @@ def load_causal_lm(
 
 
 def load_reward_model(spec: ModelSpec, tokenizer: PreTrainedTokenizerBase, *, seed: int) -> PreTrainedModel:
-    """A sequence classifier with one output. From a causal model it takes the backbone and a fresh head drawn from `seed`."""
+    """A sequence classifier with one output. From a causal model it takes the backbone and a fresh head drawn from
+    `seed`.
+    """
     config = load_config(spec, tokenizer)
     config.num_labels = 1
     # The score is read at the last token that is not padding, so the model has to know the padding token.
@@ -121,7 +130,9 @@ def save_model(
     *,
     state_dict: Mapping[str, torch.Tensor] | None = None,
 ) -> None:
-    """Write weights (safetensors), configuration and tokenizer. `state_dict`: the weights, where `model` holds only a shard."""
+    """Write weights (safetensors), configuration and tokenizer. `state_dict`: the weights, where `model` holds only a
+    shard.
+    """
     with disk_errors(directory):
         directory.mkdir(parents=True, exist_ok=True)
         try:
@@ -136,7 +147,9 @@ def save_model(
 def _new_config(keys: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:
     model_type = keys.pop("model_type", None)
     if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
-        raise ModelError(f"model.config.model_type {model_type!r} is unknown.{_nearest(str(model_type), CONFIG_MAPPING)}")
+        raise ModelError(
+            f"model.config.model_type {model_type!r} is unknown.{_nearest(str(model_type), CONFIG_MAPPING)}"
+        )
     _check_keys(keys, CONFIG_MAPPING[model_type]())
     ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
     try:
@@ -157,7 +170,9 @@ def _saved_config(spec: ModelSpec) -> PretrainedConfig:
     try:
         return AutoConfig.from_pretrained(source, revision=spec.revision, trust_remote_code=spec.trust_remote_code)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{source} holds no readable model configuration ({_first_line(error)}); check `model`") from error
+        raise ModelError(
+            f"{source} holds no readable model configuration ({_first_line(error)}); check `model`"
+        ) from error
 
 
 def _load(auto_class: Any, spec: ModelSpec, config: PretrainedConfig, seed: int) -> PreTrainedModel:
@@ -166,7 +181,9 @@ def _load(auto_class: Any, spec: ModelSpec, config: PretrainedConfig, seed: int)
     try:
         if spec.source is None:
             dtype = _DTYPES.get(spec.dtype, torch.float32)
-            return _typed(auto_class.from_config(config, dtype=dtype, trust_remote_code=spec.trust_remote_code, **options))
+            return _typed(
+                auto_class.from_config(config, dtype=dtype, trust_remote_code=spec.trust_remote_code, **options)
+            )
         _check_weights(Path(spec.source))
         with _quiet_loading():
             return _typed(
@@ -197,7 +214,9 @@ def _check_weights(directory: Path) -> None:
         try:
             files = sorted({directory / name for name in json.loads(index.read_text("utf-8"))["weight_map"].values()})
         except (ValueError, KeyError, AttributeError) as error:
-            raise ModelError(f"{index} is not readable ({_first_line(error)}); make or download the model again") from error
+            raise ModelError(
+                f"{index} is not readable ({_first_line(error)}); make or download the model again"
+            ) from error
     if not files:
         pickled = next(iter([*directory.glob("*.bin"), *directory.glob("*.pt"), *directory.glob("*.pth")]), None)
         if pickled is not None:
@@ -233,5 +252,6 @@ def _nearest(word: str, known: Any) -> str:
 
 
 def _first_line(error: BaseException) -> str:
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0].rstrip(".")
+    """The first line of a message, with the next one where it only announces that."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return " ".join(lines[:2] if lines[0].endswith(":") else lines[:1]).rstrip(".")

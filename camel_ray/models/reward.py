@@ -8,14 +8,12 @@ import torch
 from transformers import PreTrainedModel
 
 
-def score(
-    model: PreTrainedModel, sequences: Sequence[Sequence[int]], *, pad_id: int, batch_tokens: int
-) -> list[float]:
+def score(model: PreTrainedModel, sequences: Sequence[Sequence[int]], *, pad_id: int, batch_tokens: int) -> list[float]:
     """Reward of each sequence (prompt and answer as token ids), in the order given.
 
-    `model`: a sequence classifier with one output. The result is (raw - reward_mean) / reward_std with the two figures of the
-    model's configuration (0 and 1 where it has none). `batch_tokens`: most tokens, padding included, in one forward pass; a
-    longer sequence goes alone. Raises ValueError for an empty sequence.
+    `model`: a sequence classifier with one output. The result is (raw - reward_mean) / reward_std with the two figures
+    of the model's configuration (0 and 1 where it has none). `batch_tokens`: most tokens, padding included, in one
+    forward pass; a longer sequence goes alone. Raises ValueError for an empty sequence.
     """
     if any(len(s) == 0 for s in sequences):
         raise ValueError("an empty sequence has no score")

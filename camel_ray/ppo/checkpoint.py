@@ -67,7 +67,7 @@ class Checkpoints:
             assert manifest is not None
             if manifest.get("layout") != dict(self.layout):
                 raise ModelError(
-                    f"{path} was written by {_words(manifest.get('layout'))}, but this run has {_words(self.layout)}; set "
+                    f"{path} was written by {_words(manifest.get('layout'))}, this run has {_words(self.layout)}; set "
                     f"the workers and ZeRO stages back, or delete {self.directory} to start again"
                 )
             return int(manifest["step"]), json.loads((path / _STATE).read_text(encoding="utf-8")), path

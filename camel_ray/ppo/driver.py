@@ -24,7 +24,7 @@ from camel_ray.ppo import weights
 from camel_ray.ppo.batching import mini_batches
 from camel_ray.ppo.estimate import sequence_kl
 from camel_ray.ppo.experience import Experience, Sequences, from_answers
-from camel_ray.ppo.groups import HostGroup
+from camel_ray.ppo.groups import HostGroup, Pending
 from camel_ray.ppo.importance import Mismatch
 from camel_ray.ppo.prompts import Prompt
 from camel_ray.ppo.ptx import PtxText
@@ -32,6 +32,9 @@ from camel_ray.ppo.reward_function import RewardFunction
 from camel_ray.ppo.score import Answered, ModelScores, combine
 from camel_ray.ppo.settings import PolicySettings
 from camel_ray.ppo.shares import Shares
+
+_CHECKED = 8
+"""Answers of a round whose log-probabilities are computed by the actor although rollout knows them."""
 
 
 @dataclass(frozen=True)
@@ -57,9 +60,15 @@ class Driver:
     function: RewardFunction | None
     ptx: PtxText | None
     shares_actor: bool
+    """Rollout writes with the actor's own weights."""
     bf16: bool
     seed: int
     version: int = 0
+
+    @property
+    def exact_rollout(self) -> bool:
+        """Whether rollout's log-probabilities are the policy's."""
+        return self.shares_actor and not self.bf16
 
     def generate(self, prompts: Sequence[Prompt], *, samples: int, draw: str) -> tuple[Experience, list[Answered]]:
         """`samples` answers to each prompt. `draw` names the randomness: the same name gives the same numbers
@@ -99,27 +108,29 @@ class Driver:
 
     def judge(self, experience: Experience, answered: Sequence[Answered]) -> Judged:
         """Add scores, log-probabilities of policy and reference, and values; drop answers without a score."""
-        temperature = self.spec.sampling.temperature
+        temperature = {"temperature": self.spec.sampling.temperature}
         shares = {size: self._shares(experience, size) for size in {g.plan.size for g in self.groups.values()}}
-
-        def share_of(role: RoleName) -> Shares:
-            return shares[self.groups[role].plan.size]
-
-        methods: dict[RoleName, tuple[str, str, dict[str, float]]] = {
-            "actor": ("logprobs_A", "logprobs", {"temperature": temperature}),
-            "reference": ("reference_logprobs_A", "logprobs", {"temperature": temperature}),
-            "critic": ("values_A", "values", {}),
-        }
-        pending = {
-            role: self.groups[role].call(role, method, share_of(role).of, **kwargs)
-            for role, (_, method, kwargs) in methods.items()
-            if role in self.groups
-        }
+        # Rollout with the actor's own weights in fp32 has computed the old log-probabilities already, to the last few
+        # bits. A sample is computed again all the same: it would show a rollout that went wrong.
+        checked = experience.select(torch.arange(min(_CHECKED, len(experience)))) if self.exact_rollout else experience
+        actor = self.groups["actor"]
+        to_check = self._shares(checked, actor.plan.size) if self.exact_rollout else shares[actor.plan.size]
+        calls: list[tuple[str, Shares, Pending]] = [
+            ("logprobs_A", to_check, actor.call("actor", "logprobs", to_check.of, **temperature))
+        ]
+        if "critic" in self.groups:
+            own = shares[self.groups["critic"].plan.size]
+            calls.append(("values_A", own, self.groups["critic"].call("critic", "values", own.of)))
+        reference = self.groups["reference"]
+        own = shares[reference.plan.size]
+        calls.append(("reference_logprobs_A", own, reference.call("reference", "logprobs", own.of, **temperature)))
         model = self._model_scores(experience, answered) if "reward" in self.groups else None
         scores = combine(self.spec.reward, answered, model=model, function=self.function)
-        found = {methods[role][0]: share_of(role).join(answers.wait()) for role, answers in pending.items()}
+        found = {field: cut.join(answers.wait()) for field, cut, answers in calls}
+        mismatch = weights.check(checked.with_(logprobs_A=found["logprobs_A"]), version=self.version, bf16=self.bf16)
+        if self.exact_rollout:
+            found["logprobs_A"] = experience.rollout_logprobs_A
         experience = experience.with_(scores_B=scores.scores_B, **found)
-        mismatch = weights.check(experience, version=self.version, bf16=self.bf16)
         if bool(scores.failed_B.any()):
             experience = experience.select((~scores.failed_B).nonzero().squeeze(1))
         return Judged(experience, mismatch, scores.failures)

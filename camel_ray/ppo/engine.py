@@ -102,9 +102,17 @@ class TrainingEngine:
         for number, loss in enumerate(losses, start=1):
             self.engine.set_gradient_accumulation_boundary(number == len(losses))
             self.engine.backward(loss() * self.world)
+        norm = self._unsharded_norm()
         self.engine.step()
-        norm = self.engine.get_global_grad_norm()
-        return float("nan") if norm is None else float(norm)
+        return float(self.engine.get_global_grad_norm() if norm is None else norm)
+
+    def _unsharded_norm(self) -> Tensor | None:
+        """Norm of the gradients where DeepSpeed has no optimizer of its own around AdamW (fp32 without ZeRO), else
+        None.
+        """
+        if self.zero > 0 or hasattr(self.engine.optimizer, "_global_grad_norm"):
+            return None
+        return torch.nn.utils.get_total_norm([p.grad for p in self.engine.module.parameters() if p.grad is not None])
 
     @property
     def learning_rate(self) -> float:

@@ -43,8 +43,7 @@ def check(experience: Experience, *, version: int, bf16: bool) -> Mismatch:
     found_mismatch = mismatch(experience.logprobs_A, experience.rollout_logprobs_A)
     if found_mismatch.abs_mean > MISMATCH_LIMIT[bf16]:
         raise WorkerLost(
-            "role rollout and role actor disagree about answers they should both have written: mean |difference| of "
-            f"log-probabilities {found_mismatch.abs_mean:.3g} is above {MISMATCH_LIMIT[bf16]}, so their weights differ; run "
-            "again to continue"
+            f"role rollout and role actor give log-probabilities that differ by {found_mismatch.abs_mean:.3g} on "
+            f"average (limit {MISMATCH_LIMIT[bf16]}), so their weights are not the same; run again to continue"
         )
     return found_mismatch

@@ -15,7 +15,9 @@ _HASH_LIMIT = 64 << 20
 
 
 def stage_digest(pipeline: CamelPipeline, stage: Stage, inputs: Mapping[str, str], base_dir: Path) -> str:
-    """Digest of everything a stage's result depends on. `inputs`: content digests of the artifacts it may use, by stage."""
+    """Digest of everything a stage's result depends on. `inputs`: content digests of the artifacts it may use, by
+    stage.
+    """
     spec = stage.wire()
     for scheduling in ("needs", "group"):
         spec.pop(scheduling, None)
@@ -47,7 +49,13 @@ def _local_files(spec: Any, base_dir: Path) -> Iterator[tuple[str, str]]:
                 yield name, platform.python_version()
             elif isinstance(name, str) and "://" not in name:
                 path = base_dir / Path(name).expanduser()
-                files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else []
+                files = (
+                    [path]
+                    if path.is_file()
+                    else sorted(p for p in path.rglob("*") if p.is_file())
+                    if path.is_dir()
+                    else []
+                )
                 for file in files:
                     stat = file.stat()
                     # Hashing is cheap for the files people edit by hand; beyond that the size and time have to do.

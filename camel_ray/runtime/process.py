@@ -1,7 +1,7 @@
 """What the process that runs stages has to set before it imports torch, ray or transformers.
 
-Libraries of this field print banners, start thread pools of the machine's size and write caches to the home directory on
-import. One place decides all of that, for the local run and for a stage on a cluster alike.
+Libraries of this field print banners, start thread pools of the machine's size and write caches to the home directory
+on import. One place decides all of that, for the local run and for a stage on a cluster alike.
 """
 
 from __future__ import annotations
@@ -76,7 +76,8 @@ def known_failures(stage: str) -> Iterator[None]:
         oom = getattr(torch, "OutOfMemoryError", None)
         if (oom is not None and isinstance(error, oom)) or "can't allocate memory" in str(error):
             raise OutOfMemory(
-                f"stage '{stage}': device memory ran out; use a smaller microBatchSize or maxLength, a higher zero, or offload"
+                f"stage '{stage}': device memory ran out; "
+                "use a smaller microBatchSize or maxLength, a higher zero, or offload"
             ) from error
         if "No space left on device" in str(error) or "PytorchStreamWriter failed" in str(error):
             raise StorageUnavailable(

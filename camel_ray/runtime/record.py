@@ -1,7 +1,7 @@
 """Reads what storage knows of a pipeline into a `RunRecord`, and writes its report.
 
-Nothing but storage is asked, so the report of a finished, failed or still running pipeline can be made at any time by anyone who
-can read the folder.
+Nothing but storage is asked, so the report of a finished, failed or still running pipeline can be made at any time by
+anyone who can read the folder.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ from camel_ray.stages.contract import ArtifactKind
 from camel_ray.version import __version__
 
 _STATES: Mapping[Phase, StageState] = {"new": "waiting", "running": "running", "done": "done", "failed": "failed"}
+ENVIRONMENT = "environment.json"
+"""File in the pipeline's folder with the `environment` of its last run."""
 _LIBRARIES = ("torch", "transformers", "trl", "deepspeed", "ray", "datasets", "tokenizers")
 
 
@@ -59,7 +61,7 @@ def read_record(pipeline: CamelPipeline, storage: Storage) -> RunRecord:
         yaml=yaml.safe_dump(written, sort_keys=False, width=100),
         stages=stages,
         storage=storage.uri,
-        environment=_environment(),
+        environment=_environment_of(storage),
         evaluation=evaluation,
         samples=samples,
     )
@@ -85,7 +87,14 @@ def _stage(store: StageStore, kind: str, needs: list[str]) -> StageRecord:
     )
 
 
-def _environment() -> dict[str, str]:
+def _environment_of(storage: Storage) -> Mapping[str, str]:
+    """What the last run ran on; a report may be made elsewhere and later."""
+    path = storage.root / ENVIRONMENT
+    return _json(path) if path.exists() else environment()
+
+
+def environment() -> dict[str, str]:
+    """Versions and machine size of this process, label to value, in the order to show them."""
     found = {"camel-ray": __version__, "Python": platform.python_version()}
     for name in _LIBRARIES:
         try:

@@ -1,8 +1,9 @@
-"""Runs the stages of a pipeline one after the other in this process (`camel-ray run`), or one of them (a cluster's attempt).
+"""Runs the stages of a pipeline one after the other in this process (`camel-ray run`), or one of them (a cluster's
+attempt).
 
-Level-triggered: each run looks at what storage holds, skips what is done, and continues what was interrupted. Stages share one
-process because importing the training libraries costs more than a small stage does; whatever a stage leaves behind in the
-process is that stage's to clean up (docs/decisions/0003).
+Level-triggered: each run looks at what storage holds, skips what is done, and continues what was interrupted. Stages
+share one process because importing the training libraries costs more than a small stage does; whatever a stage leaves
+behind in the process is that stage's to clean up (docs/decisions/0003).
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from camel_ray.manifest import disk_errors, write_atomically
 from camel_ray.progress import Progress
 from camel_ray.runtime.digest import stage_digest
 from camel_ray.runtime.process import available_cores, known_failures, prepare_process
-from camel_ray.runtime.record import write_report
+from camel_ray.runtime.record import ENVIRONMENT, environment, write_report
 from camel_ray.runtime.storage import Storage
 from camel_ray.runtime.store import StageStore
 from camel_ray.stages.contract import Artifact, StageContext
@@ -40,8 +41,8 @@ class StagePlan:
     name: str
     kind: str
     state: PlanState
-    """done: skipped. new: never ran. changed: its spec, inputs or code changed. interrupted: continues an unfinished attempt.
-    upstream: waits for a stage before it, then decides."""
+    """done: skipped. new: never ran. changed: its spec, inputs or code changed. interrupted: continues an unfinished
+    attempt. upstream: waits for a stage before it, then decides."""
     reason: str
     finished_at: float | None = None
     artifact: Path | None = None
@@ -59,9 +60,7 @@ class RunResult:
 class RunListener(Protocol):
     """Hears what happens during a run; the terminal display is one."""
 
-    def stage_started(
-        self, name: str, kind: str, index: int, total: int, progress_path: Path, attempt: int
-    ) -> None:
+    def stage_started(self, name: str, kind: str, index: int, total: int, progress_path: Path, attempt: int) -> None:
         """Stage `index` (from 0) of `total` begins; its events appear in `progress_path`."""
 
     def stage_skipped(self, name: str, kind: str, index: int, total: int, metrics: Mapping[str, Any]) -> None:
@@ -142,14 +141,16 @@ class Runner:
         return plans
 
     def run(self) -> RunResult:
-        """Run what is not done. Raises CamelError, or KeyboardInterrupt when the user stops it; finished work is kept."""
+        """Run what is not done. Raises CamelError, or KeyboardInterrupt when the user stops it; finished work is
+        kept.
+        """
         began = time.monotonic()
         prepare_process(cores=available_cores(), debug=self._debug)
         self.storage.open()
         with self._locked():
-            spec = self.storage.root / "pipeline.json"
-            write_atomically(spec, json.dumps(self.pipeline.wire(), indent=1) + "\n")
-            self.storage.push(spec)
+            for name, value in (("pipeline.json", self.pipeline.wire()), (ENVIRONMENT, environment())):
+                write_atomically(self.storage.root / name, json.dumps(value, indent=1) + "\n")
+                self.storage.push(self.storage.root / name)
             for name in self._forget:
                 if self._only in (None, name):
                     StageStore(self.storage, name).forget()
@@ -175,9 +176,10 @@ class Runner:
             elif self._only in (None, stage.name):
                 artifacts[stage.name] = self._attempt(index, stage, store, digest, artifacts)
                 ran.append(stage.name)
-            elif self._only in [s.name for s in self.pipeline.spec.stages[index:]]:
-                if stage.name in upstream(self._raw, self._index(self._only)):
-                    raise SpecError(f"--only {self._only}: stage '{stage.name}', which it uses, is not done; run without --only")
+            elif self._only and stage.name in upstream(self._raw, self._index(self._only)):
+                raise SpecError(
+                    f"--only {self._only}: stage '{stage.name}', which it uses, is not done; run without --only"
+                )
         return ran, skipped
 
     def _attempt(
@@ -255,5 +257,7 @@ class Runner:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
-                raise SpecError(f"another run works in {self.storage.root}; wait for it, or use another --storage") from error
+                raise SpecError(
+                    f"another run works in {self.storage.root}; wait for it, or use another --storage"
+                ) from error
             yield

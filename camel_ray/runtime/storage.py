@@ -1,7 +1,7 @@
 """Where a pipeline's files live, on a disk or behind any fsspec URI, with the same layout in both.
 
     <storage>/<pipeline>/
-      pipeline.json                   the spec of the last run
+      pipeline.json, environment.json the spec of the last run, and what it ran on
       report.html
       stages/<name>/
         state.json                    attempts, digest, times: see store.py
@@ -9,8 +9,9 @@
         work/                         checkpoints, logs, caches: survives attempts
         <artifact kind>/              a finished artifact, manifest.json last
 
-Stages always work on a local directory. With a remote storage that is a mirror below the cache directory: `push` uploads a
-directory (its manifest last, so a torn upload is never taken for a finished one), `pull` downloads what is missing.
+Stages always work on a local directory. With a remote storage that is a mirror below the cache directory: `push`
+uploads a directory (its manifest last, so a torn upload is never taken for a finished one), `pull` downloads what is
+missing.
 """
 
 from __future__ import annotations
@@ -40,7 +41,9 @@ class Storage:
             try:
                 filesystem, path = fsspec.core.url_to_fs(uri)
             except (ValueError, ImportError) as error:
-                raise SpecError(f"spec.storage: {uri} cannot be opened ({error}); check the URI and its extra") from error
+                raise SpecError(
+                    f"spec.storage: {uri} cannot be opened ({error}); check the URI and its extra"
+                ) from error
             self._remote = (filesystem, f"{path.rstrip('/')}/{pipeline}")
             self.root = cache_dir() / "storage" / json_digest(uri)[:16] / pipeline
         else:
@@ -79,7 +82,9 @@ class Storage:
                 filesystem.makedirs(target.rsplit("/", 1)[0], exist_ok=True)
                 filesystem.put_file(str(file), target)
         except OSError as error:
-            raise StorageUnavailable(f"{self.uri} cannot be written ({error}); run again when it can, work is kept") from error
+            raise StorageUnavailable(
+                f"{self.uri} cannot be written ({error}); run again when it can, work is kept"
+            ) from error
 
     def pull(self, path: Path) -> None:
         """Download the files of a directory below `root` that are missing here; a no-op on local storage."""
@@ -107,7 +112,9 @@ class Storage:
             filesystem.invalidate_cache()
             found: list[str] = filesystem.find(base) if filesystem.exists(base) else []
         except OSError as error:
-            raise StorageUnavailable(f"{self.uri} cannot be read ({error}); check the address and the credentials") from error
+            raise StorageUnavailable(
+                f"{self.uri} cannot be read ({error}); check the address and the credentials"
+            ) from error
         stem = base.strip("/") + "/"
         return [name.split(stem, 1)[1] for name in found if stem in name]
 

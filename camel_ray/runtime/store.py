@@ -1,7 +1,7 @@
 """What is known of each stage in storage: its state, its artifact, and whether both still fit the file.
 
-`state.json` is the stage's memory over attempts; the artifact's manifest is the proof that it is done. A stage counts as done
-only if both agree with the digest of today.
+`state.json` is the stage's memory over attempts; the artifact's manifest is the proof that it is done. A stage counts
+as done only if both agree with the digest of today.
 """
 
 from __future__ import annotations
@@ -59,7 +59,9 @@ class StageStore:
             raise ModelError(f"{path} is not a stage state ({error}); delete it to run the stage again") from error
 
     def artifacts(self, *, contents: bool) -> list[Artifact]:
-        """The artifacts of a finished stage. With `contents`, every byte is checked. Raises ModelError if one is corrupt."""
+        """The artifacts of a finished stage. With `contents`, every byte is checked. Raises ModelError if one is
+        corrupt.
+        """
         found = []
         for kind in self.state().artifacts:
             directory = self.directory / kind
@@ -69,7 +71,9 @@ class StageStore:
                 raise ModelError(f"{problem}; restore it, or make it again with --from {self.name}")
             manifest = read_manifest(directory)
             assert manifest is not None
-            found.append(Artifact(ArtifactKind(kind), self.name, directory, manifest["digest"], manifest.get("metrics", {})))
+            found.append(
+                Artifact(ArtifactKind(kind), self.name, directory, manifest["digest"], manifest.get("metrics", {}))
+            )
         return found
 
     def begin(self, digest: str) -> StageState:
@@ -88,7 +92,9 @@ class StageStore:
         self._save(state)
         return state
 
-    def commit(self, state: StageState, outputs: list[Output], inputs: dict[str, str], seconds: float) -> list[Artifact]:
+    def commit(
+        self, state: StageState, outputs: list[Output], inputs: dict[str, str], seconds: float
+    ) -> list[Artifact]:
         """Publish the outputs of a finished attempt, then note that the stage is done."""
         for output in outputs:
             final = self.directory / output.kind.value
@@ -119,7 +125,9 @@ class StageStore:
 
     def fail(self, state: StageState, message: str, seconds: float) -> None:
         """Note that an attempt ended without a result, and why."""
-        self._save(replace(state, phase="failed", finished=time.time(), seconds=state.seconds + seconds, message=message))
+        self._save(
+            replace(state, phase="failed", finished=time.time(), seconds=state.seconds + seconds, message=message)
+        )
 
     def forget(self) -> None:
         """Remove everything of the stage, so that it runs again from nothing."""
@@ -133,4 +141,3 @@ class StageStore:
         self._storage.push(path)
         if self.progress_path.exists():
             self._storage.push(self.progress_path)
-

@@ -1,7 +1,8 @@
 """What a stage is given and what it gives back (design: the stage contract).
 
 `runtime` builds the context, calls `run(context)` of the stage's module, and commits the outputs: a stage only fills
-directories. Nothing of an attempt that did not return is ever seen by another stage; `work` survives it, for checkpoints.
+directories. Nothing of an attempt that did not return is ever seen by another stage; `work` survives it, for
+checkpoints.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """From what a spec field says ("base", "./model", {source: ...}, nothing) to the data set, model or tokenizer it means.
 
-The order of defaults is the same for all stages: the field itself, then the newest artifact of an upstream stage, then the
-pipeline's `model`. Everything returned is on local disk or a hub id.
+The order of defaults is the same for all stages: the field itself, then the newest artifact of an upstream stage,
+then the pipeline's `model`. Everything returned is on local disk or a hub id.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ def resolve_dataset(
 ) -> PreparedDataset:
     """The data set a field names or describes. Raises DataError if its format is none of `accept`.
 
-    One described in place is prepared once per stage and kept in the work directory, so a resumed attempt reads the same rows.
+    One described in place is prepared once per stage and kept in the work directory, so a resumed attempt reads the
+    same rows.
     """
     if isinstance(ref, str):
         dataset = PreparedDataset.load(context.inputs[ref].path)
@@ -61,7 +62,9 @@ def resolve_reward_model(context: StageContext, value: str | None, *, field: str
     if value is None:
         artifact = context.newest(ArtifactKind.REWARD_MODEL)
         if artifact is None:
-            raise ModelError(f"stage '{context.stage.name}', field {field}: no earlier stage made a reward model; set it")
+            raise ModelError(
+                f"stage '{context.stage.name}', field {field}: no earlier stage made a reward model; set it"
+            )
         value = artifact.stage
     return _local(context, ModelSpec(source=value), field)
 

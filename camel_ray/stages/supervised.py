@@ -38,13 +38,11 @@ def train_stage(
 ) -> list[Output]:
     """Train the stage's model on `dataset` and return it as an artifact.
 
-    `rows` makes token rows for the tokenizer that goes with the model. `extra`: trainer arguments of the kind. Raises SpecError,
-    DataError or ModelError with one sentence for whatever does not fit, before anything is trained.
+    `rows` makes token rows for the tokenizer that goes with the model. `extra`: trainer arguments of the kind. Raises
+    SpecError, DataError or ModelError with one sentence for whatever does not fit, before anything is trained.
     """
     try:
-        accumulation_steps(
-            batch_size=spec.batch_size, micro_batch_size=spec.micro_batch_size, workers=context.workers
-        )
+        accumulation_steps(batch_size=spec.batch_size, micro_batch_size=spec.micro_batch_size, workers=context.workers)
     except ValueError as error:
         raise SpecError(f"stage '{context.stage.name}', {kind}.batchSize: {error}") from error
     model = resolve_model(context, spec.model, field="model")
@@ -80,14 +78,14 @@ def train_stage(
 
 
 def run_digest(context: StageContext, spec: TrainingSpec) -> str:
-    """Digest of everything the weights after a step depend on; how often the run saves or reports is not part of it."""
+    """Digest of everything the weights after a step depend on; how often the run saves or logs is not part of it."""
     fields = spec.wire()
-    for free in ("checkpoint", "logEverySteps", "evaluateEverySteps"):
+    for free in ("checkpoint", "logEverySteps"):
         fields.pop(free, None)
     return json_digest(
         {
             "spec": fields,
-            "model": context.pipeline.spec.model and context.pipeline.wire(),
+            "model": context.pipeline.wire()["spec"].get("model"),  # type: ignore[attr-defined]
             "inputs": {name: artifact.digest for name, artifact in context.inputs.items()},
             "seed": context.seed,
             "workers": context.workers,

@@ -1,6 +1,7 @@
 """Arguments of the Hugging Face and TRL trainers: from the spec's fields, and from its `trainer` mapping.
 
-Which keys `trainer` may hold is checked when the pipeline is read (api/hf_arguments.py); here only values can still be wrong.
+Which keys `trainer` may hold is checked when the pipeline is read (api/hf_arguments.py); here only values can still be
+wrong.
 """
 
 from __future__ import annotations
@@ -11,21 +12,25 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from transformers import TrainingArguments
+from trl import DPOConfig, RewardConfig, SFTConfig
+
 from camel_ray.api.pipeline import TrackingSpec
 from camel_ray.api.training import OptimizerSpec, TrainingSpec
 from camel_ray.errors import SpecError
 
 TrainingKind = Literal["pretrain", "sft", "reward", "dpo"]
 
+
 def argument_class(kind: TrainingKind) -> type[Any]:
     """The Hugging Face argument class behind a stage kind."""
-    if kind == "pretrain":
-        from transformers import TrainingArguments
-
-        return TrainingArguments
-    import trl
-
-    return {"sft": trl.SFTConfig, "reward": trl.RewardConfig, "dpo": trl.DPOConfig}[kind]
+    classes: dict[TrainingKind, type[Any]] = {
+        "pretrain": TrainingArguments,
+        "sft": SFTConfig,
+        "reward": RewardConfig,
+        "dpo": DPOConfig,
+    }
+    return classes[kind]
 
 
 def schedule_arguments(spec: OptimizerSpec, *, steps: int) -> dict[str, Any]:
@@ -65,7 +70,9 @@ def trainer_arguments(
     trackers = [name for name in ("wandb", "mlflow") if getattr(tracking, name)]
     for name in trackers:
         if importlib.util.find_spec(name) is None:
-            raise SpecError(f"spec.tracking.{name}: the package is not installed; run `pip install {name}`, or set it to false")
+            raise SpecError(
+                f"spec.tracking.{name}: the package is not installed; run `pip install {name}`, or set it to false"
+            )
     arguments: dict[str, Any] = {
         "output_dir": str(checkpoints),
         "run_name": run_name,

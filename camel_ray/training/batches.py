@@ -1,11 +1,12 @@
 """Which rows make up the batch of a step: a pure function of the seed and the step.
 
-Training sees one endless stream of rows: the rows of pass 0 in a pseudo-random order, then those of pass 1 in another, and so on.
-Step k takes rows k x batch_size and following. So a resumed run knows its data position from the step alone, every row
-is seen equally often, no batch is short, and the batch of a step is the same for any number of workers.
+Training sees one endless stream of rows: the rows of pass 0 in a pseudo-random order, then those of pass 1 in another,
+and so on. Step k takes rows k x batch_size and following. So a resumed run knows its data position from the step alone,
+every row is seen equally often, no batch is short, and the batch of a step is the same for any number of workers.
 
-Within a batch, rows are sorted by length before they are cut into micro-batches. This changes nothing about the gradient of the
-step (a mean over its tokens), but sequences of similar length share a forward pass, which saves padding.
+Within a batch, rows are sorted by length before they are cut into micro-batches. This changes nothing about the
+gradient of the step (a mean over its tokens), but sequences of similar length share a forward pass, which saves
+padding.
 """
 
 from __future__ import annotations
@@ -87,8 +88,9 @@ def validation_batches(
 ) -> list[ValidationBatch]:
     """Forward passes of one worker over all rows, similar lengths together.
 
-    In every pass all workers have equally many rows: ZeRO-3 gathers parameters and the trainers gather figures in each of
-    them. Rows that do not divide come last, one per worker, and workers that have none repeat one that is not counted.
+    In every pass all workers have equally many rows: ZeRO-3 gathers parameters and the trainers gather figures in each
+    of them. Rows that do not divide come last, one per worker, and workers that have none repeat one that is not
+    counted.
     """
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
     group = micro_batch_size * workers

@@ -1,20 +1,57 @@
 """Checkpoints that exist only as a whole, and which of them a run may continue from.
 
-A checkpoint is a directory `checkpoint-<step>` that the trainer fills from all workers. Its manifest comes last, when every
-worker is done, and says which run it belongs to; an older checkpoint is deleted only after that. Whatever has no manifest, or
-does not match it, is skipped with a note and removed, so that later files never mix with its own.
+A checkpoint is a directory `checkpoint-<step>` that the trainer fills from all workers. Its manifest comes last, when
+every worker is done, and says which run it belongs to; an older checkpoint is deleted only after that. Whatever has no
+manifest, or does not match it, is skipped with a note and removed, so that later files never mix with its own.
 """
 
 from __future__ import annotations
 
+import fcntl
 import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
-from camel_ray.errors import ModelError
+from camel_ray.errors import ModelError, WorkerLost
 from camel_ray.manifest import read_manifest, verify, write_manifest
 from camel_ray.progress import Progress
 
 _PREFIX = "checkpoint-"
+_LOCK = "writers.lock"
+Problem = tuple[str, Literal["info", "warning"]]
+"""Why a checkpoint is not used, and whether the user should worry."""
+
+
+@contextmanager
+def writing(work: Path) -> Iterator[None]:
+    """Held by every training process while it may write checkpoints; the kernel lets go when a process dies."""
+    work.mkdir(parents=True, exist_ok=True)
+    with (work / _LOCK).open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        yield
+
+
+def wait_for_writers(work: Path, *, seconds: float) -> None:
+    """Wait until no process of an earlier attempt can write here: workers outlive a killed driver for a moment.
+
+    Raises WorkerLost if one is still there after `seconds`.
+    """
+    work.mkdir(parents=True, exist_ok=True)
+    deadline = time.monotonic() + seconds
+    with (work / _LOCK).open("w") as lock:
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise WorkerLost(
+                        f"a training process of an earlier attempt still runs in {work}; end it, then run again"
+                    ) from None
+                time.sleep(0.1)
 
 
 def commit(directory: Path, *, run: str, step: int, keep: int) -> None:
@@ -44,7 +81,7 @@ def newest(checkpoints: Path, *, run: str, progress: Progress) -> Path | None:
     return found
 
 
-def _problem(directory: Path, run: str) -> tuple[str, str] | None:
+def _problem(directory: Path, run: str) -> Problem | None:
     if unfinished := _unfinished(directory):
         return unfinished
     try:
@@ -59,7 +96,7 @@ def _problem(directory: Path, run: str) -> tuple[str, str] | None:
     return None
 
 
-def _unfinished(directory: Path) -> tuple[str, str] | None:
+def _unfinished(directory: Path) -> Problem | None:
     if (directory / "manifest.json").exists():
         return None
     return "the run stopped while it was being written", "info"

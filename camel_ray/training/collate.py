@@ -21,7 +21,9 @@ VALIDATION_PASS = -1
 
 
 class StreamRows(Dataset[dict[str, Any]]):
-    """Rows by key `pass x rows + row`. Each row also carries `stream`: its pass and number, for what is drawn at random."""
+    """Rows by key `pass x rows + row`. Each row also carries `stream`: its pass and number, for what is drawn at
+    random.
+    """
 
     def __init__(self, rows: datasets.Dataset) -> None:
         self.rows = rows
@@ -58,8 +60,8 @@ class CausalCollator:
 class MaskedCollator:
     """Hides `share` of the tokens (Devlin et al. 2019): 80 % become the mask token, 10 % a random one, 10 % stay.
 
-    Special tokens are never hidden. What is hidden depends on the seed, the row and the pass only, so that a resumed run hides the
-    same tokens. At least one token of a row is hidden.
+    Special tokens are never hidden. What is hidden depends on the seed, the row and the pass only, so that a resumed
+    run hides the same tokens. At least one token of a row is hidden.
     """
 
     pad_id: int

@@ -1,7 +1,8 @@
 """Starts the training processes of a plan and brings back their figures.
 
-One worker trains in the calling process (Ray Train's in-process mode): starting a worker group takes longer than a small stage.
-Several workers are Ray Train worker processes, on a Ray that is started when it is first needed. See docs/decisions.
+One worker trains in the calling process (Ray Train's in-process mode): starting a worker group takes longer than a
+small stage. Several workers are Ray Train worker processes, on a Ray that is started when it is first needed. See
+docs/decisions.
 """
 
 from __future__ import annotations
@@ -17,25 +18,31 @@ from typing import Any
 
 from camel_ray.errors import CamelError, OutOfMemory, WorkerLost
 from camel_ray.ray_session import ensure_ray
-from camel_ray.training.checkpoint import newest
+from camel_ray.training.checkpoint import newest, wait_for_writers
 from camel_ray.training.plan import TrainingPlan
 
 _START_SECONDS = "600"
 """How long Ray Train waits for its workers: a cluster may have to start machines first."""
 
+_ORPHAN_SECONDS = 60.0
+"""Ray notices within seconds that the driver of its workers is gone."""
+
 
 def fit(plan: TrainingPlan) -> dict[str, Any]:
     """Run the plan to its end and return its figures; continues from the newest intact checkpoint.
 
-    Raises what the training function raised, WorkerLost if a worker process died, OutOfMemory if it was killed for memory.
+    Raises what the training function raised, WorkerLost if a worker process died, OutOfMemory if it was killed for
+    memory.
     """
     plan.work.mkdir(parents=True, exist_ok=True)
+    wait_for_writers(plan.work, seconds=_ORPHAN_SECONDS)
     plan.result.unlink(missing_ok=True)
     resume = newest(plan.checkpoints, run=plan.digest, progress=plan.progress)
     if resume is not None:
         plan.progress.note(f"stage '{plan.stage}' continues at step {int(resume.name.rsplit('-', 1)[1])}")
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", _START_SECONDS)
-    # Its cleaner of abandoned workers asks the dashboard for them, which a local Ray has not, and complains every second.
+    # Its cleaner of abandoned workers asks the dashboard for them, which a local Ray has not, and complains every
+    # second.
     os.environ.setdefault("RAY_TRAIN_ENABLE_STATE_TRACKING", "0")
     logging.getLogger("ray.train").setLevel(logging.ERROR)
     from ray.train import FailureConfig, RunConfig, ScalingConfig
@@ -82,7 +89,9 @@ def _scaling(plan: TrainingPlan, scaling_config: Any) -> Any:
     import ray
 
     use_gpu = ray.cluster_resources().get("GPU", 0) >= plan.workers
-    return scaling_config(num_workers=plan.workers, use_gpu=use_gpu, resources_per_worker={"CPU": 1, "GPU": int(use_gpu)})
+    return scaling_config(
+        num_workers=plan.workers, use_gpu=use_gpu, resources_per_worker={"CPU": 1, "GPU": int(use_gpu)}
+    )
 
 
 def _cause(plan: TrainingPlan, error: Exception) -> BaseException:
@@ -100,10 +109,13 @@ def _cause(plan: TrainingPlan, error: Exception) -> BaseException:
     lost = found[0]
     if isinstance(lost, ray.exceptions.OutOfMemoryError):
         return OutOfMemory(
-            f"stage '{plan.stage}': a worker was killed for memory; use fewer workers, a smaller microBatchSize, or a higher zero"
+            f"stage '{plan.stage}': a worker was killed for memory; use fewer workers, a smaller microBatchSize, "
+            "or a higher zero"
         )
     if isinstance(lost, ray.exceptions.RayError):
-        return WorkerLost(f"stage '{plan.stage}': a training process died; run again, it continues from the last checkpoint")
+        return WorkerLost(
+            f"stage '{plan.stage}': a training process died; run again, it continues from the last checkpoint"
+        )
     return lost
 
 

@@ -1,13 +1,14 @@
 """The function that runs on every training process, alone or as a worker of Ray Train: build, train, measure, save.
 
-It reads everything from one `TrainingPlan` and leaves the trained model in the plan's output directory and the figures in its
-result file, both written by the first worker.
+It reads everything from one `TrainingPlan` and leaves the trained model in the plan's output directory and the figures
+in its result file, both written by the first worker.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from camel_ray.training.batches import BatchPlan, steps_for
 from camel_ray.training.callbacks.commit import CommitCallback
 from camel_ray.training.callbacks.nan_guard import NanGuard
 from camel_ray.training.callbacks.progress import ProgressCallback
+from camel_ray.training.checkpoint import writing
 from camel_ray.training.collate import CausalCollator, MaskedCollator
 from camel_ray.training.plan import TrainingPlan
 from camel_ray.training.process import Rank, training_process
@@ -37,7 +39,9 @@ from camel_ray.training.trainers import TRAINERS, ScoreTrainer, Streamed
 from camel_ray.training.zero import Precision, deepspeed_config
 
 VALIDATION_SHARE = 0.05
-"""Tokens of one validation of a language model, at most, as a share of the tokens trained on; validation is a third the cost of training."""
+"""Tokens of one validation of a language model, at most, as a share of the tokens trained on; validation is a third the
+cost of training.
+"""
 VALIDATION_ROWS = 64
 """Rows that are validated in any case."""
 
@@ -45,11 +49,13 @@ VALIDATION_ROWS = 64
 def train(plan: TrainingPlan, rank: Rank, resume: Path | None) -> None:
     """Train to the end, from `resume` (an intact checkpoint of this plan) or from the start."""
     environment = {
+        **_wandb_mode(plan),
         "TENSORBOARD_LOGGING_DIR": str(plan.work / "tensorboard"),
         "WANDB_PROJECT": plan.tracking.project or plan.run_name,
         "MLFLOW_EXPERIMENT_NAME": plan.tracking.project or plan.run_name,
     }
-    with training_process(rank, threads=max(1, plan.cores // plan.workers), environment=environment):
+    threads = max(1, plan.cores // plan.workers)
+    with writing(plan.work), training_process(rank, threads=threads, environment=environment):
         started = time.perf_counter()
         trainer, tokenizer, rows = _build(plan, rank)
         built = time.perf_counter()
@@ -74,6 +80,12 @@ def train(plan: TrainingPlan, rank: Rank, resume: Path | None) -> None:
             write_atomically(plan.result, json.dumps(metrics))
 
 
+def _wandb_mode(plan: TrainingPlan) -> dict[str, str]:
+    """Without a key W&B would ask for one on the terminal; offline its files can be sent later with `wandb sync`."""
+    offline = plan.tracking.wandb and not {"WANDB_API_KEY", "WANDB_MODE"} & os.environ.keys()
+    return {"WANDB_MODE": "offline", "WANDB_DIR": str(plan.work)} if offline else {}
+
+
 def precision_of(plan: TrainingPlan) -> Precision:
     """`auto`: bf16 on a GPU that has it, else fp32."""
     if plan.spec.precision != "auto":
@@ -89,7 +101,35 @@ def _build(plan: TrainingPlan, rank: Rank) -> tuple[Streamed, PreTrainedTokenize
     batches = BatchPlan(lengths, spec.batch_size, steps, plan.seed)
     tokens = batches.tokens()
     precision = precision_of(plan)
-    arguments = trainer_arguments(
+    tokenizer = load_tokenizer(
+        plan.tokenizer, revision=plan.model.revision, trust_remote_code=plan.model.trust_remote_code
+    )
+    # Where a model is read from files, the arguments come first: they make ZeRO-3 split it while it is read, so that it
+    # never has to fit into the memory of one process. Fresh weights come first: drawn in one piece, they are the same
+    # for every ZeRO stage and number of workers.
+    if plan.model.source is None:
+        models = _models(plan, tokenizer, precision)
+        arguments = _arguments(plan, rank, precision, steps)
+    else:
+        arguments = _arguments(plan, rank, precision, steps)
+        models = _models(plan, tokenizer, precision)
+    validation = _validation(plan, rows.validation, budget=int(tokens[-1] * VALIDATION_SHARE))
+    trainer = TRAINERS[plan.kind](
+        **models,
+        args=arguments,
+        train_dataset=rows.train,
+        eval_dataset=validation,
+        processing_class=tokenizer,
+        data_collator=_collator(plan, tokenizer),
+    )
+    trainer.stream(batches, train=rows.train, validation=validation, work=plan.work)
+    _add_callbacks(trainer, plan, tokens)
+    return trainer, tokenizer, rows
+
+
+def _arguments(plan: TrainingPlan, rank: Rank, precision: Precision, steps: int) -> Any:
+    spec = plan.spec
+    return trainer_arguments(
         plan.kind,
         spec,
         extra=plan.extra,
@@ -111,34 +151,18 @@ def _build(plan: TrainingPlan, rank: Rank) -> tuple[Streamed, PreTrainedTokenize
         run_name=f"{plan.run_name}-{plan.stage}",
         seed=plan.seed,
     )
-    tokenizer = load_tokenizer(
-        plan.tokenizer, revision=plan.model.revision, trust_remote_code=plan.model.trust_remote_code
-    )
-    model = _model(plan, tokenizer, precision)
-    validation = _validation(plan, rows.validation, budget=int(tokens[-1] * VALIDATION_SHARE))
-    options: dict[str, Any] = {}
+
+
+def _models(plan: TrainingPlan, tokenizer: PreTrainedTokenizerBase, precision: Precision) -> dict[str, PreTrainedModel]:
+    """The models a trainer takes, by the names of its arguments."""
+    if plan.kind == "reward":
+        return {"model": _cast(load_reward_model(plan.model, tokenizer, seed=plan.seed), precision)}
+    masked = isinstance(plan.spec, PretrainStageSpec) and plan.spec.objective == "masked"
+    models = {"model": _cast(load_causal_lm(plan.model, tokenizer, seed=plan.seed, masked=masked), precision)}
     if plan.kind == "dpo":
         reference = load_causal_lm(plan.reference or plan.model, tokenizer, seed=plan.seed)
-        options["ref_model"] = _cast(reference, precision)
-    trainer = TRAINERS[plan.kind](
-        model=model,
-        args=arguments,
-        train_dataset=rows.train,
-        eval_dataset=validation,
-        processing_class=tokenizer,
-        data_collator=_collator(plan, tokenizer, model),
-        **options,
-    )
-    trainer.stream(batches, train=rows.train, validation=validation, work=plan.work)
-    _add_callbacks(trainer, plan, tokens)
-    return trainer, tokenizer, rows
-
-
-def _model(plan: TrainingPlan, tokenizer: PreTrainedTokenizerBase, precision: Precision) -> PreTrainedModel:
-    if plan.kind == "reward":
-        return _cast(load_reward_model(plan.model, tokenizer, seed=plan.seed), precision)
-    masked = isinstance(plan.spec, PretrainStageSpec) and plan.spec.objective == "masked"
-    return _cast(load_causal_lm(plan.model, tokenizer, seed=plan.seed, masked=masked), precision)
+        models["ref_model"] = _cast(reference, precision)
+    return models
 
 
 def _cast(model: PreTrainedModel, precision: Precision) -> PreTrainedModel:
@@ -146,7 +170,7 @@ def _cast(model: PreTrainedModel, precision: Precision) -> PreTrainedModel:
     return model.float() if precision == "fp32" else model
 
 
-def _collator(plan: TrainingPlan, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> Any:
+def _collator(plan: TrainingPlan, tokenizer: PreTrainedTokenizerBase) -> Any:
     pad_id = int(tokenizer.pad_token_id)
     if plan.kind == "reward":
         return ScoreCollator(pad_token_id=pad_id)
@@ -173,7 +197,8 @@ def mask_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
         if name in vocabulary:
             return int(vocabulary[name])
     raise ModelError(
-        "objective: masked needs a mask token, and the tokenizer has none; add '<|mask|>' to the tokenizer stage's specialTokens"
+        "objective: masked needs a mask token, and the tokenizer has none; add '<|mask|>' to specialTokens of the "
+        "tokenizer stage"
     )
 
 

@@ -1,8 +1,8 @@
 """The process group of a training process, and the traces that the libraries leave in it.
 
-DeepSpeed wants a process group even for one process, and accelerate, transformers and DeepSpeed keep what they were told in
-module-level state and environment variables. `camel-ray run` trains several stages one after the other in one process, so
-every stage starts from, and leaves, a clean process.
+DeepSpeed wants a process group even for one process, and accelerate, transformers and DeepSpeed keep what they were
+told in module-level state and environment variables. `camel-ray run` trains several stages one after the other in one
+process, so every stage starts from, and leaves, a clean process.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import HashStore
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,8 @@ class Rank:
 def training_process(rank: Rank, *, threads: int, environment: dict[str, str]) -> Iterator[None]:
     """Join (or, alone, make) the process group, hand it to DeepSpeed and accelerate, and undo all of it at the end.
 
-    `threads`: CPU threads of this process. `environment`: variables set meanwhile. A group that Ray Train made is left to it.
+    `threads`: CPU threads of this process. `environment`: variables set meanwhile. A group that Ray Train made is left
+    to it.
     """
     kept_environment = dict(os.environ)
     kept_hook = sys.excepthook
@@ -49,13 +51,14 @@ def training_process(rank: Rank, *, threads: int, environment: dict[str, str]) -
     )
     torch.set_num_threads(threads)
     try:
-        _quiet()
-        if alone:
-            # A store in memory: one process needs no address and no port.
-            backend = "nccl" if torch.cuda.is_available() else "gloo"
-            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
-        _hand_over_group()
-        yield
+        with warnings.catch_warnings():
+            _quiet()
+            if alone:
+                # A store in memory: one process needs no address and no port.
+                backend = "nccl" if torch.cuda.is_available() else "gloo"
+                dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
+            _hand_over_group()
+            yield
     finally:
         _forget(destroy_group=alone)
         torch.set_num_threads(kept_threads)
@@ -73,7 +76,8 @@ def _hand_over_group() -> None:
     from accelerate import PartialState
 
     if not torch.cuda.is_available():
-        # DeepSpeed would compile its shared-memory collectives (half a minute of C++) on first use; gloo serves as well.
+        # DeepSpeed would compile its shared-memory collectives (half a minute of C++) on first use; gloo serves as
+        # well.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     backend = str(dist.get_backend())
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
@@ -88,10 +92,11 @@ def _forget(*, destroy_group: bool) -> None:
     from deepspeed.utils import groups
     from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-    unset_hf_deepspeed_config()  # type: ignore[no-untyped-call]
+    unset_hf_deepspeed_config()
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
-    # ZeRO's hooks and the engine refer to each other; without this the model stays in memory until some later collection.
+    # ZeRO's hooks and the engine refer to each other; without this the model stays in memory until some later
+    # collection.
     gc.collect()
     if destroy_group and dist.is_initialized():
         groups._release_process_group_references(group=None)
@@ -102,7 +107,7 @@ def _forget(*, destroy_group: bool) -> None:
 
 
 def _quiet() -> None:
-    """Silence what the libraries say about themselves on every start; it would break the progress bars of a terminal."""
+    """Silence what the libraries say about themselves on every start; it would break the terminal's progress bars."""
     for name in ("deepspeed", "DeepSpeed", "accelerate", "transformers", "trl", "torch.distributed"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning)

@@ -1,7 +1,7 @@
 """How good a reward model is on held-out pairs, and on which scale it scores.
 
-The baseline beside its accuracy is "the longer answer wins": people prefer longer answers, so a reward model has learnt something
-only beyond that (Singhal et al. 2023).
+The baseline beside its accuracy is "the longer answer wins": people prefer longer answers, so a reward model has learnt
+something only beyond that (Singhal et al. 2023).
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ def reward_metrics(
     characters: Sequence[Sequence[int]],
     kinds: Sequence[str | None],
 ) -> dict[str, Any]:
-    """Figures over pairs. `scores`: raw (chosen, rejected); `characters`: lengths of both answers; `kinds`: names or None.
+    """Figures over pairs. `scores`: raw (chosen, rejected); `characters`: lengths of both answers; `kinds`: names or
+    None.
 
     A tie of scores is wrong; a tie of lengths counts half, because the baseline would have to guess. `mean` and `std`
     (divisor n - 1) are those of the chosen answers' scores. Without pairs every figure is None.

@@ -1,7 +1,8 @@
 """Rows of a prepared data set to token ids on disk, once per stage.
 
-The trainers' own preparation is skipped: here the loss mask comes from the project's chat templates, rows that cannot be trained
-on are counted by reason instead of vanishing, and the result is an Arrow file that all workers map into memory.
+The trainers' own preparation is skipped: here the loss mask comes from the project's chat templates, rows that cannot
+be trained on are counted by reason instead of vanishing, and the result is an Arrow file that all workers map into
+memory.
 """
 
 from __future__ import annotations
@@ -65,9 +66,7 @@ def load_tokens(directory: Path) -> TokenRows:
     return TokenRows(train, validation, info["dropped"], info["truncated"])
 
 
-def tokenise(
-    directory: Path, dataset: PreparedDataset, rows: RowMaker, *, stage: str, progress: Progress
-) -> TokenRows:
+def tokenise(directory: Path, dataset: PreparedDataset, rows: RowMaker, *, stage: str, progress: Progress) -> TokenRows:
     """Fill `directory` with the token rows of both sides, unless an earlier attempt did. `rows` turns a side into rows.
 
     Raises DataError if nothing is left to train on, StorageUnavailable if the disk is full.
@@ -120,10 +119,8 @@ class TokenCounter:
             self.batch(size)
 
 
-def text_rows(
-    tokenizer: PreTrainedTokenizerBase, *, max_length: int, packing: bool, overflow: Overflow
-) -> RowMaker:
-    """Documents, each followed by the end-of-text token; with `packing` cut from one stream into rows of `max_length`."""
+def text_rows(tokenizer: PreTrainedTokenizerBase, *, max_length: int, packing: bool, overflow: Overflow) -> RowMaker:
+    """Documents, each followed by the end-of-text token; with `packing` one stream cut into rows of `max_length`."""
     separator = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
 
     def documents(side: datasets.Dataset, counter: TokenCounter) -> Iterator[list[list[int]]]:
@@ -196,9 +193,11 @@ def answer_rows(
 def pair_rows(
     tokenizer: PreTrainedTokenizerBase, *, max_length: int, overflow: Overflow, split_prompt: bool
 ) -> RowMaker:
-    """Preference pairs: whole sequences `chosen_ids`, `rejected_ids`, or with `split_prompt` answers beside `prompt_ids`.
+    """Preference pairs: whole sequences `chosen_ids`, `rejected_ids`, or with `split_prompt` answers beside
+    `prompt_ids`.
 
-    Each row keeps the characters of both answers and the source row's `kind`, for the breakdown of a reward model's accuracy.
+    Each row keeps the characters of both answers and the source row's `kind`, for the breakdown of a reward model's
+    accuracy.
     """
 
     def encode(row: Mapping[str, Any]) -> Row | str:

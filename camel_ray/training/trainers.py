@@ -1,8 +1,8 @@
 """The trainers of Hugging Face and TRL, reading our batches and writing our checkpoints.
 
-What each of them computes (losses, gradients, schedules) is theirs. `Streamed` replaces what exact resume and honest figures
-need differently: the order of rows is a function of the step, validation is a mean over tokens (not over batches), and a
-checkpoint holds DeepSpeed's state once instead of a second copy of the weights.
+What each of them computes (losses, gradients, schedules) is theirs. `Streamed` replaces what exact resume and honest
+figures need differently: the order of rows is a function of the step, validation is a mean over tokens (not over
+batches), and a checkpoint holds DeepSpeed's state once instead of a second copy of the weights.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from camel_ray.training.batches import BatchPlan, RankBatches, validation_batche
 from camel_ray.training.collate import IGNORED, VALIDATION_PASS, StreamRows
 from camel_ray.training.tokens import TokenRows
 
+
 class _TrainingStart(TrainerCallback):
     """Calls the trainer when the model is wrapped, and a checkpoint loaded, but no step is made."""
 
@@ -46,9 +47,9 @@ def _window_name(rank: int) -> str:
 class Streamed(Trainer):
     """Mix-in for a trainer. Call `stream` before training."""
 
-    def stream(
-        self, plan: BatchPlan, *, train: datasets.Dataset, validation: datasets.Dataset, work: Path
-    ) -> None:
+    control: TrainerControl
+
+    def stream(self, plan: BatchPlan, *, train: datasets.Dataset, validation: datasets.Dataset, work: Path) -> None:
         """Read training rows in the order of `plan`. `work`: where the figures of the untrained model are kept."""
         self.plan, self.train_rows, self.validation_rows = plan, train, validation
         self.untrained: dict[str, float] = {}
@@ -58,10 +59,13 @@ class Streamed(Trainer):
         self.remove_callback(PrinterCallback)
         self.add_callback(_TrainingStart(self))
 
-    # -- batches --------------------------------------------------------------------------------------------------------
+    # -- batches
+    # --------------------------------------------------------------------------------------------------------
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        """All micro-batches of this worker, from the first step to the last; the trainer skips what a checkpoint has seen."""
+        """All micro-batches of this worker, from the first step to the last; the trainer skips what a checkpoint has
+        seen.
+        """
         args = self.args
         batches = RankBatches(
             self.plan,
@@ -99,7 +103,8 @@ class Streamed(Trainer):
         """TRL's hook. Rows arrive tokenised, masked and cut (see tokens.py)."""
         return dataset
 
-    # -- figures --------------------------------------------------------------------------------------------------------
+    # -- figures
+    # --------------------------------------------------------------------------------------------------------
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """One forward and backward pass; keeps the loss for the guard against not-a-number."""
@@ -108,8 +113,12 @@ class Streamed(Trainer):
         return loss
 
     def figures(self) -> tuple[float, float | None]:
-        """Loss of the last forward pass, and the gradient's norm at the last optimizer step (None where nobody knows it)."""
-        norm = self.model_wrapped.get_global_grad_norm() if hasattr(self.model_wrapped, "get_global_grad_norm") else None
+        """Loss of the last forward pass, and the gradient's norm at the last optimizer step (None where nobody knows
+        it).
+        """
+        norm = (
+            self.model_wrapped.get_global_grad_norm() if hasattr(self.model_wrapped, "get_global_grad_norm") else None
+        )
         return float(self._last_loss), None if norm is None else float(norm)
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
@@ -151,7 +160,8 @@ class Streamed(Trainer):
             return rows
         return int((labels[..., 1:] if self._loss_shifts_labels else labels).ne(IGNORED).sum())
 
-    # -- checkpoints ----------------------------------------------------------------------------------------------------
+    # -- checkpoints
+    # ----------------------------------------------------------------------------------------------------
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Nothing: DeepSpeed's checkpoint has the weights, and the finished model is written once, at the end."""
@@ -163,12 +173,20 @@ class Streamed(Trainer):
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
         directory = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
-        window = {"loss": float(self._tr_loss), "logged": self._globalstep_last_logged, "total": self._total_loss_scalar}
+        window = {
+            "loss": float(self._tr_loss),
+            "logged": self._globalstep_last_logged,
+            "total": self._total_loss_scalar,
+        }
         (directory / _window_name(self.args.process_index)).write_text(json.dumps(window), encoding="utf-8")
 
     def _restore_window(self) -> None:
-        """Continue the mean of the losses since the last log line, so that a resumed run logs what an unbroken one would."""
-        file = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}" / _window_name(self.args.process_index)
+        """Continue the mean of the losses since the last log line, so that a resumed run logs what an unbroken one
+        would.
+        """
+        file = (
+            Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}" / _window_name(self.args.process_index)
+        )
         window = json.loads(file.read_text(encoding="utf-8"))
         self._tr_loss = torch.tensor(window["loss"], device=self.args.device)
         self._globalstep_last_logged = window["logged"]

@@ -1,7 +1,8 @@
 """The DeepSpeed configuration of a stage. Pure: from the spec to a dict, no DeepSpeed import.
 
-The optimizer is not in it. PyTorch's AdamW, made by the trainer, decays matrices only (biases and norms are left alone) and
-compiles nothing, while DeepSpeed's own would decay everything and compile C++ on first use. ZeRO wraps it all the same.
+The optimizer is not in it. PyTorch's AdamW, made by the trainer, decays matrices only (biases and norms are left alone)
+and compiles nothing, while DeepSpeed's own would decay everything and compile C++ on first use. ZeRO wraps it all the
+same.
 """
 
 from __future__ import annotations
@@ -31,9 +32,9 @@ def deepspeed_config(
 ) -> dict[str, Any]:
     """The `deepspeed` argument of a Hugging Face trainer.
 
-    `stage`: 0 shards nothing, 1 optimizer state, 2 also gradients, 3 also parameters. `offload` keeps optimizer state, or also
-    the parameters (stage 3 only), in host memory. `batch_size` counts sequences of one optimizer step over all workers.
-    Raises ValueError if it does not divide (see `accumulation_steps`).
+    `stage`: 0 shards nothing, 1 optimizer state, 2 also gradients, 3 also parameters. `offload` keeps optimizer state,
+    or also the parameters (stage 3 only), in host memory. `batch_size` counts sequences of one optimizer step over all
+    workers. Raises ValueError if it does not divide (see `accumulation_steps`).
     """
     zero: dict[str, Any] = {"stage": stage}
     if offload != "none":

@@ -40,9 +40,23 @@ spec:
       logEverySteps: 1
       checkpoint: {everySteps: 6}
   - name: chat
-    sft: {data: questions, steps: 20, maxLength: 192, batchSize: 8, learningRate: 1.0e-3, logEverySteps: 1, checkpoint: {everySteps: 6}}
+    sft:
+      data: questions
+      steps: 20
+      maxLength: 192
+      batchSize: 8
+      learningRate: 1.0e-3
+      logEverySteps: 1
+      checkpoint: {everySteps: 6}
   - name: judge
-    reward: {data: pairs, steps: 10, maxLength: 192, batchSize: 8, learningRate: 1.0e-3, logEverySteps: 1, checkpoint: {everySteps: 4}}
+    reward:
+      data: pairs
+      steps: 10
+      maxLength: 192
+      batchSize: 8
+      learningRate: 1.0e-3
+      logEverySteps: 1
+      checkpoint: {everySteps: 4}
   - name: tuned
     ppo:
       model: chat

@@ -61,7 +61,7 @@ class Documented:
     """A public object with its documentation."""
 
     name: str
-    """Qualified name, for example `os.path.join` or `pathlib.Path.exists`."""
+    """Qualified name, for example `os.path.join` or `pathlib.Path.mkdir`."""
     kind: Kind
     module: str
     arguments: str | None

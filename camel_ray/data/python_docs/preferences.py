@@ -59,10 +59,7 @@ class _Case:
 
     @property
     def target(self) -> int:
-        """Length the wrong answer aims at, in characters:
-
-        shorter in 5 of 8 cases, because most kinds cannot shrink much.
-        """
+        """Length the wrong answer aims at: shorter in 5 of 8 cases, because most kinds cannot shrink much."""
         step = number("length", *self.salt) % 8
         return int(len(self.answer) * (0.5 + 0.08 * step if step < 5 else 1.15 + 0.2 * (step - 5)))
 

@@ -133,8 +133,8 @@ def line_chart(
 def axis_ticks(low: float, high: float) -> list[float]:
     """Three to six round numbers, evenly spaced, the first at or below `low` and the last at or above `high`."""
     if not high - low > 1e-12 * max(abs(low), abs(high), 1e-300):
-        pad = abs(high) * 0.1 or 1.0
-        low, high = low - pad, high + pad
+        pad = abs(high) * 0.1
+        low, high = (low - pad, high + pad) if pad else (0.0, 1.0)
     power = 10.0 ** math.floor(math.log10((high - low) / 3))
     step = next(power * m for m in (1, 2, 2.5, 5, 10, 20) if (high - low) / (power * m) <= 4)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)

@@ -49,13 +49,20 @@ def _data_row(stage: StageRecord, counts: Mapping[str, Any]) -> Html:
     rejected = counts.get("rejected") or {}
     total = sum(rejected.values())
     share = f" ({percent(total / read)})" if read and total else ""
+    beyond = (read or 0) - (train or 0) - (validation or 0) - total
     return element(
         "tr",
         element("th", stage.name, element("small", counts.get("format")), scope="row"),
         [element("td", figure(n), class_="num") for n in (read, train, validation)],
         element("td", f"{figure(total)}{share}", class_="num"),
-        element("td", _reasons(rejected) or None, class_="why"),
+        element("td", _why(rejected, beyond), class_="why"),
     )
+
+
+def _why(rejected: Mapping[str, Any], beyond: float) -> str:
+    """Reasons of rejected rows, and how many good ones the data set's `limit` left unused."""
+    unused = [f"{figure(beyond)} more than its limit"] if beyond > 0 else []
+    return "; ".join([*filter(None, [_reasons(rejected)]), *unused])
 
 
 def _reasons(counts: Mapping[str, Any]) -> str:

@@ -12,14 +12,14 @@ from camel_ray.errors import ModelError
 
 
 class NanGuard(TrainerCallback):
-    """Raises ModelError at the step. `figures`: loss of the last forward pass and gradient norm of the last step (or None)."""
+    """Raises ModelError at the step. `figures`: loss of the last forward pass and gradient norm of the last step (or
+    None).
+    """
 
     def __init__(self, stage: str, learning_rate: float, figures: Callable[[], tuple[float, float | None]]) -> None:
         self._stage, self._learning_rate, self._figures = stage, learning_rate, figures
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Runs before the trainer logs, validates or saves this step."""
         loss, grad_norm = self._figures()
         if math.isfinite(loss) and (grad_norm is None or math.isfinite(grad_norm)):

@@ -218,7 +218,9 @@ def test_an_empty_file_says_how_to_get_one(text: str) -> None:
     assert problems(text) == ["demo.yaml:1: the file is empty; `camel-ray init` writes one to start from"]
 
 
-@pytest.mark.parametrize(("text", "kind"), [("- a\n- b\n", "a list"), ("hello\n", "a single value"), ("3\n", "a single value")])
+@pytest.mark.parametrize(
+    ("text", "kind"), [("- a\n- b\n", "a list"), ("hello\n", "a single value"), ("3\n", "a single value")]
+)
 def test_a_file_that_is_no_mapping_is_refused(text: str, kind: str) -> None:
     assert problems(text) == [
         f"demo.yaml:1: the file holds {kind} where a mapping with apiVersion, kind, metadata and spec should be"
@@ -265,7 +267,9 @@ def test_deep_nesting_is_refused() -> None:
 
 
 def test_anchors_and_merge_keys_work() -> None:
-    text = GOOD.replace("    sft:\n      data: text\n      learningRate: 2e-5\n", "    sft: &fit {data: text, epochs: 2}\n")
+    text = GOOD.replace(
+        "    sft:\n      data: text\n      learningRate: 2e-5\n", "    sft: &fit {data: text, epochs: 2}\n"
+    )
     text = text.replace("    reward:\n      data: text\n", "    reward: {<<: *fit, epochs: 3}\n")
     pipeline = load_pipeline_text(text, "demo.yaml")
     assert pipeline.stage("judge").reward is not None

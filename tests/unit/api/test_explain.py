@@ -18,7 +18,13 @@ from camel_ray.errors import SpecError
 
 @pytest.mark.parametrize(
     "path",
-    ["ppo.kl.target", "spec.stages.ppo.kl.target", "spec.stages[3].ppo.kl.target", "stages.ppo.kl.target", ".ppo.kl.target"],
+    [
+        "ppo.kl.target",
+        "spec.stages.ppo.kl.target",
+        "spec.stages[3].ppo.kl.target",
+        "stages.ppo.kl.target",
+        ".ppo.kl.target",
+    ],
 )
 def test_short_and_full_paths_mean_the_same_field(path: str) -> None:
     assert field_help(path).path == "spec.stages.ppo.kl.target"
@@ -46,7 +52,12 @@ def test_the_file_itself_is_shown_without_a_path() -> None:
 
 @pytest.mark.parametrize(
     ("path", "hint"),
-    [("ppo.rols", "'roles'"), ("pppo", "'ppo'"), ("spec.stages.sft.learningrate", "'learningRate'"), ("metadata.nam", "'name'")],
+    [
+        ("ppo.rols", "'roles'"),
+        ("pppo", "'ppo'"),
+        ("spec.stages.sft.learningrate", "'learningRate'"),
+        ("metadata.nam", "'name'"),
+    ],
 )
 def test_a_typo_names_the_nearest_field(path: str, hint: str) -> None:
     with pytest.raises(SpecError, match=f"Did you mean {hint}"):

@@ -136,9 +136,10 @@ _CHATML_TOKENIZER = train_tokenizer(CORPUS, vocab_size=300)
 
 def test_a_generation_prompt_that_training_text_lacks_is_left_out_of_the_answer(base: PreTrainedTokenizerFast) -> None:
     base.chat_template = THINKING
-    prompt, answer = encode_answer(base, turns("q"), "done")
-    assert base.decode(prompt).endswith("<|im_start|>assistant\n")
-    assert base.decode(answer) == "done<|im_end|>"
+    for text in ("done", "<thanks>"):  # the second begins like the prompt's <think>
+        prompt, answer = encode_answer(base, turns("q"), text)
+        assert base.decode(prompt).endswith("<|im_start|>assistant\n")
+        assert base.decode(answer) == f"{text}<|im_end|>"
 
 
 def test_a_template_that_rewrites_earlier_turns_is_refused_with_the_remedy(base: PreTrainedTokenizerFast) -> None:

@@ -213,6 +213,12 @@ def test_data_counts_and_rejected_rows_are_listed(finished: RunRecord) -> None:
     assert "sft left out 3 too long" in words
 
 
+def test_rows_beyond_the_limit_are_accounted_for(finished: RunRecord) -> None:
+    metrics = {"rows_read": 1000, "rows_train": 400, "rows_validation": 20, "rejected": {"duplicate": 5}}
+    words = page(with_stage(finished, "text", metrics=metrics, data_report=None)).words
+    assert "5 duplicate; 575 more than its limit" in words
+
+
 def test_left_out_metrics_are_listed_with_the_reason(finished: RunRecord) -> None:
     evaluation = {**(finished.evaluation or {}), "left_out": {"win_rate": "there is no baseline"}}
     assert "win rate : there is no baseline" in page(replace(finished, evaluation=evaluation)).words

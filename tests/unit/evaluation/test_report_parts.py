@@ -34,6 +34,7 @@ def test_ticks_enclose_the_values_and_are_few_and_even(a: float, b: float) -> No
 
 def test_ticks_are_round() -> None:
     assert axis_ticks(0.0, 6.4) == [0, 2, 4, 6, 8]
+    assert axis_ticks(0.0, 0.0) == [0, 0.25, 0.5, 0.75, 1]
     assert axis_ticks(-0.2, 0.9) == pytest.approx([-0.5, 0, 0.5, 1.0])
 
 

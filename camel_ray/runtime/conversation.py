@@ -1,6 +1,6 @@
 """A conversation with a causal language model in this process: what `camel-ray chat` talks to.
 
-Imported by the command only when it runs, because it needs torch and transformers.
+It is here and not in `cli` because it needs torch and transformers; the command imports it when it runs.
 """
 
 from __future__ import annotations
@@ -49,6 +49,11 @@ class Conversation:
         if torch.cuda.is_available():
             model = model.to("cuda")
         return cls(model, tokenizer, temperature=temperature, max_tokens=max_tokens, seed=seed)
+
+    @property
+    def messages(self) -> tuple[Message, ...]:
+        """The turns so far that still fit the context."""
+        return tuple(self._messages)
 
     def reset(self) -> None:
         """Forget all turns."""
