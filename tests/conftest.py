@@ -67,6 +67,7 @@ def pytest_configure(config: pytest.Config) -> None:
     # Before anything imports torch or transformers. One thread: a test's matrices are tiny.
     os.environ.update(_QUIET)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # a spinning thread stops the other processes of a test
     config.stash[_cache] = os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="camel-ray-tests-")
 
 

@@ -1,4 +1,5 @@
-"""Writes the files that are generated from the schema and from the installed trainers, or checks that they are in sync.
+"""Writes the files that are generated from the schema, the installed trainers and the first example, or checks that
+they are in sync.
 
     python -m camel_ray.api.generate            write
     python -m camel_ray.api.generate --check    exit with 1 and name the files that are out of date
@@ -21,7 +22,10 @@ from camel_ray.api import hf_arguments
 from camel_ray.api.reference import reference_markdown
 from camel_ray.api.schema import schema_text
 
-REFERENCE = Path(__file__).parents[2] / "docs" / "reference"
+ROOT = Path(__file__).parents[2]
+REFERENCE = ROOT / "docs" / "reference"
+EXAMPLE = ROOT / "examples" / "01-quickstart.yaml"
+STARTER = ROOT / "camel_ray" / "cli" / "starters" / "quickstart.yaml"
 
 
 def generated() -> dict[Path, str]:
@@ -30,7 +34,13 @@ def generated() -> dict[Path, str]:
         hf_arguments.FILE: hf_arguments_text(),
         REFERENCE / "pipeline.schema.json": schema_text(),
         REFERENCE / "pipeline.md": reference_markdown(),
+        STARTER: starter_text(),
     }
+
+
+def starter_text() -> str:
+    """The first example, as `camel-ray init` writes it: an installed package has no examples folder."""
+    return EXAMPLE.read_text(encoding="utf-8").replace("examples/01-quickstart.yaml", "pipeline.yaml")
 
 
 def hf_arguments_text() -> str:

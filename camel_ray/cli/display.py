@@ -6,13 +6,14 @@ to, so nothing of the stage knows about terminals.
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, Task, TaskID, TextColumn
@@ -65,8 +66,8 @@ class Rate:
 class PlainDisplay:
     """One line when a stage starts and one when it ends; for logs and pipes."""
 
-    def __init__(self, console: Console | None = None) -> None:
-        self._console = console or Console(highlight=False, width=10_000, force_terminal=False)
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._stream = stream or sys.stdout
         self._reader: ProgressReader | None = None
         self._place = ""
         self.stage: str | None = None
@@ -115,8 +116,7 @@ class PlainDisplay:
                 self._say(f"{self._place} warning: {event['message']}")
 
     def _say(self, text: str) -> None:
-        self._console.print(Text(text), soft_wrap=True)
-        self._console.file.flush()
+        print(text, file=self._stream, flush=True)
 
 
 class TerminalDisplay:

@@ -47,6 +47,8 @@ def available_cores() -> int:
 def prepare_process(*, cores: int, debug: bool = False) -> None:
     """Set thread counts and quiet the libraries. Call it before torch is imported; a user's own settings win."""
     os.environ.setdefault("OMP_NUM_THREADS", str(cores))
+    # Waiting threads spin by default; where other processes want the same cores that slows a step down a hundred times.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if debug:
         return
     for name, value in _QUIET.items():

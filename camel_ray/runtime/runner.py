@@ -189,10 +189,10 @@ class Runner:
             StageStore(self.storage, name).artifacts(contents=True)
         state = store.begin(digest)
         began = time.monotonic()
-        if self._listener:
-            total = len(self.pipeline.spec.stages)
-            self._listener.stage_started(stage.name, stage.kind, index, total, store.progress_path, state.attempts)
         try:
+            if self._listener:
+                total = len(self.pipeline.spec.stages)
+                self._listener.stage_started(stage.name, stage.kind, index, total, store.progress_path, state.attempts)
             with known_failures(stage.name):
                 module = importlib.import_module(f"camel_ray.stages.{stage.kind}")
                 outputs = module.run(self._context(index, stage, store, state.attempts, artifacts))

@@ -76,9 +76,9 @@ def _hand_over_group() -> None:
     from accelerate import PartialState
 
     if not torch.cuda.is_available():
-        # DeepSpeed would compile its shared-memory collectives (half a minute of C++) on first use; gloo serves as
-        # well.
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        # DeepSpeed would probe what it can compile and build shared-memory collectives (half a minute of C++) on first
+        # use. This table is what it asks; with nothing in it gloo serves as well.
+        vars(deepspeed.ops)["__compatible_ops__"] = {}
     backend = str(dist.get_backend())
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
     os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"

@@ -33,29 +33,7 @@ from camel_ray.ray_session import ensure_ray
 from camel_ray.stages.contract import StageContext
 from camel_ray.stages.ppo import run
 
-WORDS = [
-    "what",
-    "does",
-    "the",
-    "function",
-    "do",
-    "it",
-    "returns",
-    "a",
-    "new",
-    "list",
-    "of",
-    "all",
-    "items",
-    "in",
-    "order",
-    "and",
-    "removes",
-    "every",
-    "value",
-    "from",
-    "it",
-]
+WORDS = "what does the function do it returns a new list of all items in order and removes every value".split()
 CONSTANT = {"schedule": "constant", "warmupRatio": 0.0}
 VOWELS = """
 def reward(prompts, answers, rows):

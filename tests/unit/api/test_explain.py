@@ -108,6 +108,7 @@ def test_generated_files_are_in_sync_with_the_schema() -> None:
     if not generate.REFERENCE.is_dir():
         pytest.skip("docs are not part of an installed package")
     assert (generate.REFERENCE / "pipeline.schema.json").read_text(encoding="utf-8") == schema_text()
+    assert generate.STARTER.read_text(encoding="utf-8") == generate.starter_text()
     assert (generate.REFERENCE / "pipeline.md").read_text(encoding="utf-8") == reference_markdown()
 
 

@@ -13,10 +13,8 @@ from camel_ray.cli.figures import duration, figure, key_figures
 from camel_ray.progress import Progress
 
 
-def console(*, terminal: bool) -> Console:
-    return Console(
-        file=io.StringIO(), force_terminal=terminal, color_system=None, width=140, highlight=False, _environ={}
-    )
+def console() -> Console:
+    return Console(file=io.StringIO(), force_terminal=True, color_system=None, width=140, highlight=False, _environ={})
 
 
 def written(target: Console) -> str:
@@ -25,7 +23,7 @@ def written(target: Console) -> str:
 
 
 def test_elsewhere_each_stage_has_a_line_at_its_start_and_end(tmp_path: Path) -> None:
-    target = console(terminal=False)
+    target = io.StringIO()
     progress = Progress(tmp_path / "progress.jsonl")
     with PlainDisplay(target) as display:
         display.stage_skipped("text", "data", 0, 3, {"rows_train": 4812, "rows_validation": 200})
@@ -34,7 +32,7 @@ def test_elsewhere_each_stage_has_a_line_at_its_start_and_end(tmp_path: Path) ->
         progress.note("a checkpoint is not used", level="warning")
         display.stage_finished("base", "pretrain", 75.0, {"perplexity": 45.2, "perplexity_untrained": 2051.0})
         display.run_finished(Path("report.html"), 80.0)
-    assert written(target).splitlines() == [
+    assert target.getvalue().splitlines() == [
         "[1/3] text (data) is up to date: 4,812 rows to train on, 200 held out",
         "[2/3] base (pretrain) started, attempt 2",
         "[2/3] base (pretrain) warning: a checkpoint is not used",
@@ -44,7 +42,7 @@ def test_elsewhere_each_stage_has_a_line_at_its_start_and_end(tmp_path: Path) ->
 
 
 def test_a_failed_stage_is_named_and_stays_known_for_the_last_word(tmp_path: Path) -> None:
-    for display in (PlainDisplay(console(terminal=False)), TerminalDisplay("demo", console(terminal=True))):
+    for display in (PlainDisplay(io.StringIO()), TerminalDisplay("demo", console())):
         with display:
             display.stage_started("base", "pretrain", 0, 1, tmp_path / "progress.jsonl", 1)
             display.stage_failed("base", KeyboardInterrupt())
@@ -53,7 +51,7 @@ def test_a_failed_stage_is_named_and_stays_known_for_the_last_word(tmp_path: Pat
 
 
 def test_a_terminal_shows_bars_and_keeps_a_line_per_finished_stage(tmp_path: Path) -> None:
-    target = console(terminal=True)
+    target = console()
     progress = Progress(tmp_path / "progress.jsonl")
     progress.update("train", 90, 100, metrics={"loss": 99.0})  # an earlier attempt: not shown
     with TerminalDisplay("demo", target) as display:
@@ -76,7 +74,7 @@ def test_a_terminal_shows_bars_and_keeps_a_line_per_finished_stage(tmp_path: Pat
 
 
 def test_square_brackets_in_messages_are_not_markup(tmp_path: Path) -> None:
-    target = console(terminal=True)
+    target = console()
     progress = Progress(tmp_path / "progress.jsonl")
     with TerminalDisplay("demo", target) as display:
         display.stage_started("base", "pretrain", 0, 1, progress.path, 1)
