@@ -2,10 +2,11 @@
 
     python benchmarks/sft_overhead.py [--quick]
 
-Both sides train the same model on the same rows, with the same batch and micro-batch, the same DeepSpeed configuration and
-the same number of threads, in this process. They take turns for several rounds. Steady state is the time from the end of
-step WARM to the end of the last step; what comes before is start-up, listed by part. The last line printed is one JSON object:
-`overhead` (0.05 = the stage is 5 % slower) and `startup_s` (one stage in a fresh process, imports included).
+Both sides train the same model on the same rows, with the same batch and micro-batch, the same DeepSpeed
+configuration and the same number of threads, in this process. They take turns for several rounds. Steady state is the
+time from the end of step WARM to the end of the last step; what comes before is start-up, listed by part. The last
+line printed is one JSON object: `overhead` (0.05 = the stage is 5 % slower) and `startup_s` (one stage in a fresh
+process, imports included).
 """
 
 from __future__ import annotations
@@ -33,11 +34,13 @@ prepare_process(cores=CORES)
 import torch  # noqa: E402
 
 TORCH = time.perf_counter()
-from transformers import TrainerCallback  # noqa: E402
+from transformers import PrinterCallback, TrainerCallback  # noqa: E402
 from trl import SFTConfig, SFTTrainer  # noqa: E402
 
 TRL = time.perf_counter()
 import datasets  # noqa: E402
+import deepspeed  # noqa: E402, F401
+import ray.train.torch  # noqa: E402, F401
 
 from camel_ray.api.model import ModelSpec  # noqa: E402
 from camel_ray.api.pipeline import CamelPipeline  # noqa: E402
@@ -55,8 +58,8 @@ from camel_ray.training.zero import deepspeed_config  # noqa: E402
 PACKAGE = time.perf_counter()
 BATCH, LENGTH, WARM = 16, 128, 5
 CONFIG = {
-    "model_type": "llama", "hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 4, "num_attention_heads": 4,
-    "num_key_value_heads": 4, "max_position_embeddings": 256, "tie_word_embeddings": True,
+    "model_type": "llama", "hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 4,
+    "num_attention_heads": 4, "num_key_value_heads": 4, "max_position_embeddings": 256, "tie_word_embeddings": True,
 }  # fmt: skip
 
 
@@ -97,10 +100,14 @@ def main() -> None:
                     first = first or startup_parts(began, watch, metrics)
                 else:
                     bare.append(run_bare(root / "work-0", inputs, steps).seconds())
-            print(f"round {number + 1}: stage {ours[-1]:.2f} s, bare TRL {bare[-1]:.2f} s for {steps - WARM} steps", flush=True)
+            print(
+                f"round {number + 1}: stage {ours[-1]:.2f} s, bare TRL {bare[-1]:.2f} s for {steps - WARM} steps",
+                flush=True,
+            )
     tokens = (steps - WARM) * BATCH * LENGTH
     overhead = statistics.median(o / b for o, b in zip(ours, bare, strict=True)) - 1
-    print(f"stage: {tokens / statistics.median(ours):.0f} tokens/s, bare TRL: {tokens / statistics.median(bare):.0f} tokens/s")
+    for name, seconds in (("stage", ours), ("bare TRL", bare)):
+        print(f"{name}: {tokens / statistics.median(seconds):.0f} tokens/s")
     for part, seconds in first.items():
         print(f"start-up, {part}: {seconds:.2f} s")
     libraries = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "trl", "deepspeed", "ray"))
@@ -113,7 +120,11 @@ def make_inputs(root: Path) -> dict[str, Artifact]:
     rng = random.Random(0)
     letters = "abcdefghijklmnopqrstuvwxyz"
     tokenizer = train_tokenizer([letters], vocab_size=300, min_frequency=10**6)
-    around = len(tokenizer.apply_chat_template([{"role": "user", "content": ""}, {"role": "assistant", "content": ""}])["input_ids"])
+    around = len(
+        tokenizer.apply_chat_template([{"role": "user", "content": ""}, {"role": "assistant", "content": ""}])[
+            "input_ids"
+        ]
+    )
     half = (LENGTH - around + 1) // 2
     rows = [
         {
@@ -124,7 +135,9 @@ def make_inputs(root: Path) -> dict[str, Artifact]:
         for _ in range(1100)
     ]
     sides = [datasets.Dataset.from_list(side) for side in (rows[:1084], rows[1084:])]
-    PreparedDataset("prompt-completion", *sides, DataReport("prompt-completion", [], 1100, 1084, 16)).save(root / "rows")
+    PreparedDataset("prompt-completion", *sides, DataReport("prompt-completion", [], 1100, 1084, 16)).save(
+        root / "rows"
+    )
     tokenizer.save_pretrained(root / "tokenizer")
     return {
         "rows": Artifact(ArtifactKind.DATASET, "rows", root / "rows", "rows"),
@@ -147,7 +160,9 @@ def run_stage(work: Path, inputs: dict[str, Artifact], steps: int) -> tuple[Step
     work.mkdir()
     progress = Progress(work / "progress.jsonl")
     with watched() as watch:
-        (output,) = sft.run(StageContext(pipeline, pipeline.stage("chat"), inputs, work, work, progress, 1, 0, 1, CORES))
+        (output,) = sft.run(
+            StageContext(pipeline, pipeline.stage("chat"), inputs, work, work, progress, 1, 0, 1, CORES)
+        )
     return watch, dict(output.metrics)
 
 
@@ -178,7 +193,13 @@ def run_bare(work: Path, inputs: dict[str, Artifact], steps: int) -> Steps:
             arguments = SFTConfig(
                 output_dir=directory,
                 deepspeed=deepspeed_config(
-                    stage=2, offload="none", precision="fp32", batch_size=BATCH, micro_batch_size=BATCH, workers=1, max_grad_norm=1.0
+                    stage=2,
+                    offload="none",
+                    precision="fp32",
+                    batch_size=BATCH,
+                    micro_batch_size=BATCH,
+                    workers=1,
+                    max_grad_norm=1.0,
                 ),
                 accelerator_config={"use_configured_state": True},
                 use_cpu=not torch.cuda.is_available(),
@@ -196,7 +217,10 @@ def run_bare(work: Path, inputs: dict[str, Artifact], steps: int) -> Steps:
                 disable_tqdm=True,
                 dataloader_pin_memory=False,
             )
-            trainer = SFTTrainer(model=model, args=arguments, train_dataset=rows, processing_class=tokenizer, callbacks=[watch])
+            trainer = SFTTrainer(
+                model=model, args=arguments, train_dataset=rows, processing_class=tokenizer, callbacks=[watch]
+            )
+            trainer.remove_callback(PrinterCallback)
             trainer.train()
     return watch
 

@@ -107,6 +107,12 @@ _OURS = frozenset(
         "dataset_text_field",
         "average_tokens_across_devices",
         "optim",
+        "train_sampling_strategy",
+        "dataloader_drop_last",
+        "eval_on_start",
+        "logging_nan_inf_filter",
+        "metric_for_best_model",
+        "greater_is_better",
     }
 )
 """Arguments that would break checkpoints, resume or the DeepSpeed set-up if they were changed."""

@@ -87,7 +87,9 @@ def newest_checkpoint(directory: Path) -> int | None:
 
 @contextmanager
 def _second_interrupt_exits() -> Iterator[None]:
-    """Within it the first Ctrl-C raises KeyboardInterrupt, and a second one ends the process where it stands."""
+    """Within it the first Ctrl-C (or SIGTERM, from a service manager) raises KeyboardInterrupt, and a second one
+    ends the process where it stands.
+    """
     count = 0
 
     def handle(signum: int, frame: FrameType | None) -> None:
@@ -100,8 +102,9 @@ def _second_interrupt_exits() -> Iterator[None]:
         print_error("stopping; press Ctrl-C again to end at once")
         raise KeyboardInterrupt
 
-    previous = signal.signal(signal.SIGINT, handle)
+    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -18,9 +18,9 @@ from camel_ray.ppo.ragged import gather_index, last_index, sequence_sum
 Per = Literal["token", "action", "sequence"]
 
 
-def _per(per: Per, *, default: Tensor | Literal["required"] | None = "required") -> Tensor:
-    metadata = {"per": per}
-    return field(metadata=metadata) if default == "required" else field(default=default, metadata=metadata)  # type: ignore[return-value]
+def _per(per: Per, **options: Any) -> Any:
+    """A field with one entry per token, action token or sequence."""
+    return field(metadata={"per": per}, **options)
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,8 @@ class RoleHost:
     def __init__(self, group: str, rank: int, world: int, threads: int) -> None:
         # Before torch is imported: several processes that each use all cores make every step many times slower.
         os.environ["OMP_NUM_THREADS"] = str(threads)
-        # A waiting OpenMP thread spins by default, which on a machine with more threads than cores stops the others: the
-        # same step was seen to take a hundred times longer.
+        # A waiting OpenMP thread spins by default, which on a machine with more threads than cores stops the others:
+        # the same step was seen to take a hundred times longer.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
         import torch

@@ -67,7 +67,10 @@ def fit(plan: TrainingPlan) -> dict[str, Any]:
         except CamelError:
             raise
         except Exception as error:
-            raise _cause(plan, error) from error
+            cause = _cause(plan, error)
+            if cause is error:
+                raise
+            raise cause from error
     figures: dict[str, Any] = json.loads(plan.result.read_text(encoding="utf-8"))
     return figures
 
@@ -98,32 +101,30 @@ def _cause(plan: TrainingPlan, error: Exception) -> BaseException:
     """What really went wrong in a worker, freed from Ray Train's wrappers."""
     import ray.exceptions
 
-    failures = list(getattr(error, "worker_failures", {}).values())
-    if not failures:
-        return error
-    found = [_unwrapped(failure) for failure in failures]
-    for kind in (CamelError, OSError, RuntimeError):
-        for failure in found:
-            if isinstance(failure, kind) and not isinstance(failure, ray.exceptions.RayError):
-                return failure
-    lost = found[0]
-    if isinstance(lost, ray.exceptions.OutOfMemoryError):
+    found = [_unwrapped(failure) for failure in getattr(error, "worker_failures", {}).values()]
+    for failure in found:
+        if isinstance(failure, CamelError):
+            return failure
+    # The others then fail too, for want of the one that died: its death is what happened.
+    dead = [failure for failure in found if isinstance(failure, ray.exceptions.RayError)]
+    if any(isinstance(failure, ray.exceptions.OutOfMemoryError) for failure in dead):
         return OutOfMemory(
             f"stage '{plan.stage}': a worker was killed for memory; use fewer workers, a smaller microBatchSize, "
             "or a higher zero"
         )
-    if isinstance(lost, ray.exceptions.RayError):
+    if dead:
         return WorkerLost(
             f"stage '{plan.stage}': a training process died; run again, it continues from the last checkpoint"
         )
-    return lost
+    return found[0] if found else error
 
 
 def _unwrapped(failure: BaseException) -> BaseException:
-    while (inner := getattr(failure, "cause", None) or getattr(failure, "_base_exc", None)) is not None:
-        if not isinstance(inner, BaseException) or inner is failure:
-            break
-        failure = inner
+    """What a worker raised, or Ray's word about its death, without the exceptions it is wrapped in."""
+    for name in ("health_check_failure", "cause", "_base_exc"):
+        inner = getattr(failure, name, None)
+        if isinstance(inner, BaseException):
+            return _unwrapped(inner)
     return failure
 
 

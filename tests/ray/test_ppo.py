@@ -33,7 +33,8 @@ from camel_ray.ray_session import ensure_ray
 from camel_ray.stages.contract import StageContext
 from camel_ray.stages.ppo import run
 
-WORDS = "what does the function do it returns a new list of all items in order and removes every value".split()
+SENTENCE = "what does the function do it returns a new list of all items in order and removes every value"
+WORDS = SENTENCE.split()
 CONSTANT = {"schedule": "constant", "warmupRatio": 0.0}
 VOWELS = """
 def reward(prompts, answers, rows):
@@ -198,18 +199,18 @@ def test_every_estimator_and_option_trains(assets: Path, tmp_path: Path, fields:
 def test_the_reward_rises_within_the_kl_target(assets: Path, tmp_path: Path) -> None:
     fields = {
         "reward": {"function": {"path": "vowels.py"}},
-        "steps": 12,
-        "promptsPerStep": 32,
+        "steps": 15,
+        "promptsPerStep": 48,
         "evaluationPrompts": 12,
         "microBatchTokens": 4096,
-        "actor": {"learningRate": 5e-3, **CONSTANT},
+        "actor": {"learningRate": 1e-2, **CONSTANT},
         "criticOptimizer": {"learningRate": 5e-3, **CONSTANT},
-        "kl": {"target": 4.0, "horizon": 300},
+        "kl": {"target": 4.0, "horizon": 100},
     }
     metrics = run(context(assets, tmp_path, **fields))[0].metrics
     assert metrics["reward_after"] > metrics["reward_before"] + 0.5 * metrics["reward_std_before"]
     assert 0.0 < metrics["kl"] < 2 * metrics["kl_target"]
-    assert metrics["steps"] == 12
+    assert metrics["steps"] == 15
 
 
 DRIVER = """

@@ -29,8 +29,8 @@ STEPS = 24
 EVERY = 5
 # Dropout draws from the generator that checkpoints have to keep.
 GPT2 = {
-    "model_type": "gpt2", "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128, "resid_pdrop": 0.1, "attn_pdrop": 0.1,
-    "embd_pdrop": 0.1,
+    "model_type": "gpt2", "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128, "resid_pdrop": 0.1,
+    "attn_pdrop": 0.1, "embd_pdrop": 0.1,
 }  # fmt: skip
 
 
@@ -39,7 +39,7 @@ def root(tmp_path_factory):
     """Artifacts of a data stage and a tokenizer stage."""
     made = tmp_path_factory.mktemp("inputs")
     rng = random.Random(1)
-    words = "red green blue black one two three four five six".split()
+    words = ["red", "green", "blue", "black", "one", "two", "three", "four", "five", "six"]
     rows = [
         {
             "prompt": [{"role": "user", "content": " ".join(rng.choices(words, k=rng.randint(1, 6)))}],
@@ -59,8 +59,8 @@ def train(root: Path, work: Path, zero: int, workers: int, dropout: bool):
     """One attempt of the stage."""
     config = GPT2 if dropout else GPT2 | {"resid_pdrop": 0.0, "attn_pdrop": 0.0, "embd_pdrop": 0.0}
     member = {
-        "data": "questions", "model": {"config": config}, "maxLength": 64, "batchSize": 8, "microBatchSize": 2, "zero": zero,
-        "steps": STEPS, "learningRate": 2e-3, "logEverySteps": 2, "checkpoint": {"everySteps": EVERY},
+        "data": "questions", "model": {"config": config}, "maxLength": 64, "batchSize": 8, "microBatchSize": 2,
+        "zero": zero, "steps": STEPS, "learningRate": 2e-3, "logEverySteps": 2, "checkpoint": {"everySteps": EVERY},
     }  # fmt: skip
     stages = [
         {"name": "questions", "data": {"source": "unused.jsonl"}},
@@ -108,7 +108,9 @@ def test_a_run_killed_at_several_points_ends_with_the_same_bytes(root, tmp_path)
     resumed = train(root, work, 2, 1, True)
     assert any("continues at step" in message for message in messages(work))
     assert (resumed.path / "model.safetensors").read_bytes() == (whole.path / "model.safetensors").read_bytes()
-    curves = [curve(ProgressReader(w / "progress.jsonl").new_events(), "train", "loss") for w in (tmp_path / "whole", work)]
+    curves = [
+        curve(ProgressReader(w / "progress.jsonl").new_events(), "train", "loss") for w in (tmp_path / "whole", work)
+    ]
     assert curves[0] == curves[1]
     timing = {"tokens_per_second", "seconds"}
     assert {k: v for k, v in resumed.metrics.items() if k not in timing} == {
@@ -120,7 +122,9 @@ def test_a_flipped_byte_in_a_checkpoint_is_noticed_and_an_older_one_used(root, t
     whole = train(root, tmp_path / "whole", 2, 1, True)
     work = tmp_path / "damaged"
     attempt_then_kill(root, work, lambda: committed(work, 2 * EVERY))
-    newest = max(work.glob("checkpoints/checkpoint-*/manifest.json"), key=lambda p: int(p.parent.name.split("-")[1])).parent
+    newest = max(
+        work.glob("checkpoints/checkpoint-*/manifest.json"), key=lambda p: int(p.parent.name.split("-")[1])
+    ).parent
     file = next(newest.rglob("*optim_states.pt"))
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
@@ -166,7 +170,9 @@ def test_two_workers_of_which_one_is_killed_give_the_loss_of_one(root, tmp_path,
     assert len(list(newest.rglob("*optim_states.pt"))) == 2
     assert resumed.metrics["validation_loss"] == pytest.approx(alone.metrics["validation_loss"], abs=1e-5)
     assert resumed.metrics["tokens"] == alone.metrics["tokens"]
-    losses = [curve(ProgressReader(w / "progress.jsonl").new_events(), "train", "loss") for w in (tmp_path / "alone", work)]
+    losses = [
+        curve(ProgressReader(w / "progress.jsonl").new_events(), "train", "loss") for w in (tmp_path / "alone", work)
+    ]
     for (step, one), (other_step, two) in zip(*losses, strict=True):
         assert step == other_step and two == pytest.approx(one, abs=1e-5)
 

@@ -7,7 +7,14 @@ from safetensors.torch import load_file
 from camel_ray.api.model import ModelSpec
 from camel_ray.data.tokenizer import train_tokenizer
 from camel_ray.errors import ModelError
-from camel_ray.models.load import check_length, load_causal_lm, load_config, load_reward_model, load_tokenizer, save_model
+from camel_ray.models.load import (
+    check_length,
+    load_causal_lm,
+    load_config,
+    load_reward_model,
+    load_tokenizer,
+    save_model,
+)
 
 LLAMA = {
     "model_type": "llama", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -65,7 +72,9 @@ def test_a_reward_model_takes_the_backbone_of_a_causal_one(saved, tokenizer, tmp
     reward = load_reward_model(ModelSpec(source=str(saved)), tokenizer, seed=3)
     assert torch.equal(reward.model.embed_tokens.weight, causal.model.embed_tokens.weight)
     assert reward.score.weight.shape == (1, 32)
-    assert torch.equal(reward.score.weight, load_reward_model(ModelSpec(source=str(saved)), tokenizer, seed=3).score.weight)
+    assert torch.equal(
+        reward.score.weight, load_reward_model(ModelSpec(source=str(saved)), tokenizer, seed=3).score.weight
+    )
     save_model(reward, tokenizer, tmp_path)
     again = load_reward_model(ModelSpec(source=str(tmp_path)), tokenizer, seed=99)
     assert torch.equal(again.score.weight, reward.score.weight)
@@ -136,7 +145,13 @@ def test_a_sequence_longer_than_the_context_is_refused(saved, tokenizer):
 
 
 def test_a_masked_model_sees_both_sides(tokenizer):
-    bert = {"model_type": "bert", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4}
+    bert = {
+        "model_type": "bert",
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 4,
+    }
     model = load_causal_lm(ModelSpec(config=bert), tokenizer, seed=0, masked=True).eval()
     ids = torch.tensor([[5, 6, 7, 8]])
     changed = torch.tensor([[5, 6, 7, 9]])

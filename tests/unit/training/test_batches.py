@@ -1,6 +1,7 @@
 """Batches as a function of seed and step."""
 
 from collections import Counter
+from itertools import pairwise
 
 import numpy as np
 from hypothesis import given
@@ -47,15 +48,22 @@ def test_the_batch_of_a_step_is_the_same_for_any_number_of_workers():
 
 def test_micro_batches_hold_rows_of_similar_length():
     made = plan(rows=64, batch_size=16, steps=1)
-    micro = [[made.lengths[i] for i in rows_of(batch, 64)] for batch in RankBatches(made, micro_batch_size=4, workers=1, rank=0)]
+    micro = [
+        [made.lengths[i] for i in rows_of(batch, 64)]
+        for batch in RankBatches(made, micro_batch_size=4, workers=1, rank=0)
+    ]
     assert [len(m) for m in micro] == [4, 4, 4, 4]
-    assert all(min(left) >= max(right) for left, right in zip(micro, micro[1:], strict=False))
+    assert all(min(left) >= max(right) for left, right in pairwise(micro))
 
 
 def test_workers_get_about_the_same_number_of_tokens():
     made = plan(rows=64, batch_size=16, steps=4)
     tokens = [
-        sum(int(made.lengths[i]) for batch in RankBatches(made, micro_batch_size=4, workers=2, rank=r) for i in rows_of(batch, 64))
+        sum(
+            int(made.lengths[i])
+            for batch in RankBatches(made, micro_batch_size=4, workers=2, rank=r)
+            for i in rows_of(batch, 64)
+        )
         for r in range(2)
     ]
     assert abs(tokens[0] - tokens[1]) < 0.1 * sum(tokens)

@@ -56,7 +56,9 @@ def test_a_torn_checkpoint_is_skipped_with_a_note_and_removed(tmp_path, progress
     assert found is not None and found.name == "checkpoint-5"
     assert names(tmp_path) == ["checkpoint-5"]
     (note,) = notes(progress)
-    assert note["level"] == "info" and "step 10 is not used: the run stopped while it was being written" in note["message"]
+    assert (
+        note["level"] == "info" and "step 10 is not used: the run stopped while it was being written" in note["message"]
+    )
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "remove"])

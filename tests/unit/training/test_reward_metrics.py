@@ -1,5 +1,8 @@
 """Figures of a reward model on held-out pairs."""
 
+import json
+from pathlib import Path
+
 import pytest
 
 from camel_ray.training.reward_metrics import normalise, reward_metrics
@@ -18,6 +21,19 @@ def test_accuracy_with_its_baseline_and_by_kind():
     assert metrics["mean"] == pytest.approx(7 / 4)
     assert metrics["std"] == pytest.approx((8.75 / 3) ** 0.5)
     assert metrics["margin"] == pytest.approx((1 + 0 - 3 + 5) / 4)
+
+
+GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "reward_model_loss.json").read_text())["cases"]
+
+
+@pytest.mark.parametrize("case", GOLDEN, ids=lambda case: case["name"])
+def test_accuracy_and_gap_agree_with_the_reference_values(case):
+    chosen, rejected = case["inputs"]["chosen"], case["inputs"]["rejected"]
+    metrics = reward_metrics(
+        list(zip(chosen, rejected, strict=True)), characters=[[1, 1]] * len(chosen), kinds=[None] * len(chosen)
+    )
+    assert metrics["accuracy"] == case["expected"]["accuracy"]
+    assert metrics["margin"] == pytest.approx(case["expected"]["mean_reward_gap"], abs=1e-12)
 
 
 def test_without_pairs_there_are_no_figures():

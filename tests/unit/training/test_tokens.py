@@ -35,7 +35,9 @@ def test_packed_text_is_one_stream_with_separators(tmp_path, tokenizer):
     dataset = prepared("text", [{"text": text} for text in texts])
     tokens = made(tmp_path, dataset, text_rows(tokenizer, max_length=8, packing=True, overflow="truncate"))
     stream = [i for row in tokens.train["input_ids"] for i in row]
-    whole = [i for text in texts for i in [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]]
+    whole = [
+        i for text in texts for i in [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+    ]
     assert stream == whole[: len(whole) // 8 * 8]
     assert TokenRows.lengths(tokens.train).tolist() == [8] * (len(whole) // 8)
 
@@ -44,7 +46,9 @@ def test_packing_continues_over_batches_of_documents(tmp_path, tokenizer):
     texts = [LETTERS[: i % 7] for i in range(2500)]
     dataset = prepared("text", [{"text": text} for text in texts])
     tokens = made(tmp_path, dataset, text_rows(tokenizer, max_length=64, packing=True, overflow="truncate"))
-    whole = [i for text in texts for i in [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]]
+    whole = [
+        i for text in texts for i in [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+    ]
     assert [i for row in tokens.train["input_ids"] for i in row] == whole[: len(whole) // 64 * 64]
 
 
@@ -116,7 +120,9 @@ def pair(prompt, chosen, rejected, row="{}"):
 def test_pairs_share_their_prompt_and_keep_kind_and_characters(tmp_path, tokenizer):
     dataset = prepared("preference", [pair("abc", "good", "bad", '{"kind": "swap"}')])
     whole = made(tmp_path, dataset, pair_rows(tokenizer, max_length=99, overflow="truncate", split_prompt=False))
-    split = made(tmp_path, dataset, pair_rows(tokenizer, max_length=99, overflow="truncate", split_prompt=True), "split")
+    split = made(
+        tmp_path, dataset, pair_rows(tokenizer, max_length=99, overflow="truncate", split_prompt=True), "split"
+    )
     row, parts = whole.train[0], split.train[0]
     assert row["chosen_ids"] == parts["prompt_ids"] + parts["chosen_ids"]
     assert row["rejected_ids"] == parts["prompt_ids"] + parts["rejected_ids"]
@@ -126,7 +132,12 @@ def test_pairs_share_their_prompt_and_keep_kind_and_characters(tmp_path, tokeniz
 
 
 def test_pairs_that_cannot_be_told_apart_are_dropped(tmp_path, tokenizer):
-    rows = [pair("a", "x", "y"), pair("a", "same", "same"), pair("a", "b" * 80 + "c", "b" * 80 + "d"), pair("a" * 99, "x", "y")]
+    rows = [
+        pair("a", "x", "y"),
+        pair("a", "same", "same"),
+        pair("a", "b" * 80 + "c", "b" * 80 + "d"),
+        pair("a" * 99, "x", "y"),
+    ]
     tokens = made(
         tmp_path,
         prepared("preference", rows),
