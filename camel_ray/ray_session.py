@@ -7,9 +7,22 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 from typing import Any
 
+from camel_ray.errors import WorkerLost
+
 _ADDRESS = "RAY_ADDRESS"
+
+
+def protect_local_ray() -> None:
+    """Give a local Ray a secret of its own. Call it before anything imports ray, which reads the variables once.
+
+    A local Ray listens on all interfaces, and who reaches it runs code as this user. Its processes inherit the secret;
+    a cluster (RAY_ADDRESS) has its own, and settings of the user's win.
+    """
+    if not os.environ.get(_ADDRESS) and os.environ.setdefault("RAY_AUTH_MODE", "token") == "token":
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 
 
 def ensure_ray(*, cores: int) -> None:
@@ -18,6 +31,7 @@ def ensure_ray(*, cores: int) -> None:
     Joins the cluster of RAY_ADDRESS where that is set. A local Ray has no dashboard, and the prints of its workers do
     not reach the terminal: what a user should see goes through `Progress`.
     """
+    protect_local_ray()
     import ray
 
     if ray.is_initialized():
@@ -28,9 +42,14 @@ def ensure_ray(*, cores: int) -> None:
     if os.environ.get(_ADDRESS):
         ray.init(address="auto", **options)
     else:
-        # A local Ray talks to itself only; a token would have to be made and found first.
-        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-        ray.init(address="local", num_cpus=cores, include_dashboard=False, **options)
+        try:
+            ray.init(address="local", num_cpus=cores, include_dashboard=False, **options)
+        except Exception as error:  # Ray raises it bare
+            if "timed out during startup" not in str(error):
+                raise
+            raise WorkerLost(
+                "a local Ray did not start in time; close what else uses this machine and run again"
+            ) from error
 
 
 def shut_down_ray() -> None:

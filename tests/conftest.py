@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from camel_ray.ray_session import protect_local_ray
+
 TESTS = Path(__file__).parent
 TRAIN = ("datasets", "deepspeed", "ray", "torch", "transformers", "trl")
 
@@ -68,6 +70,7 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ.update(_QUIET)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # a spinning thread stops the other processes of a test
+    protect_local_ray()
     config.stash[_cache] = os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="camel-ray-tests-")
 
 

@@ -32,7 +32,7 @@ def reference_markdown() -> str:
     return "\n".join(parts)
 
 
-_SHARED = ("DataSpec", "ModelSpec", "OptimizerSpec", "PodSpec", "RoleSpec")
+_SHARED = ("DataSpec", "ModelSpec", "PodSpec", "RoleSpec")
 """Mappings that stand in several places: described once, at the end."""
 
 

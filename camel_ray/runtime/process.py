@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from camel_ray.errors import OutOfMemory, StorageUnavailable
+from camel_ray.ray_session import protect_local_ray
 
 _QUIET = {
     "TOKENIZERS_PARALLELISM": "false",
@@ -47,6 +48,7 @@ def available_cores() -> int:
 def prepare_process(*, cores: int, debug: bool = False) -> None:
     """Set thread counts and quiet the libraries. Call it before torch is imported; a user's own settings win."""
     os.environ.setdefault("OMP_NUM_THREADS", str(cores))
+    protect_local_ray()
     # Waiting threads spin by default; where other processes want the same cores that slows a step down a hundred times.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if debug:

@@ -155,7 +155,7 @@ def _load_roles(
         "reward": models.reward,
         "rollout": models.policy,
     }
-    optimizers = {"actor": spec.actor, "critic": spec.critic_optimizer}
+    optimizers = {"actor": spec.actor_optimizer, "critic": spec.critic_optimizer}
     waiting = []
     for role in needed_roles(spec):
         model = sources[role]

@@ -66,7 +66,7 @@ spec:
       promptsPerStep: 8
       evaluationPrompts: 8
       sampling: {maxPromptLength: 128, maxResponseLength: 12}
-      actor: {learningRate: 1.0e-4}
+      actorOptimizer: {learningRate: 1.0e-4}
       criticOptimizer: {learningRate: 1.0e-4}
       checkpoint: {everySteps: 2}
   - name: report

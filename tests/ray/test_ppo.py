@@ -91,7 +91,7 @@ def context(assets: Path, work: Path, *, workers: int = 1, **fields: Any) -> Sta
         "evaluationPrompts": 4,
         "microBatchTokens": 120,
         "sampling": {"maxResponseLength": 10, "maxPromptLength": 40},
-        "actor": {"learningRate": 1e-3, **CONSTANT},
+        "actorOptimizer": {"learningRate": 1e-3, **CONSTANT},
         "criticOptimizer": {"learningRate": 1e-3, **CONSTANT},
         **fields,
     }
@@ -203,7 +203,7 @@ def test_the_reward_rises_within_the_kl_target(assets: Path, tmp_path: Path) -> 
         "promptsPerStep": 48,
         "evaluationPrompts": 12,
         "microBatchTokens": 4096,
-        "actor": {"learningRate": 1e-2, **CONSTANT},
+        "actorOptimizer": {"learningRate": 1e-2, **CONSTANT},
         "criticOptimizer": {"learningRate": 5e-3, **CONSTANT},
         "kl": {"target": 4.0, "horizon": 100},
     }

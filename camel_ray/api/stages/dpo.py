@@ -16,7 +16,8 @@ class DpoStageSpec(TrainingSpec):
     beta: float = Field(default=0.1, gt=0.0)
     """Strength of the pull towards the reference model."""
     loss: Literal["sigmoid", "ipo"] = "sigmoid"
-    """`sigmoid`: DPO (Rafailov et al. 2023). `ipo`: squared loss (Azar et al. 2023)."""
+    """`sigmoid`: DPO (Rafailov et al. 2023). `ipo`: squared loss (Azar et al. 2023) on log-ratios per token, TRL's
+    variant, which does not favour short answers."""
     label_smoothing: float = Field(default=0.0, ge=0.0, lt=0.5)
     """Assumed share of wrongly labelled pairs (sigmoid loss only)."""
     reference: ModelSpec | str | None = None

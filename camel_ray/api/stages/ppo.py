@@ -132,6 +132,24 @@ class SamplingSpec(Spec):
     """Longest answer in tokens."""
 
 
+class ActorOptimizerSpec(OptimizerSpec):
+    """AdamW of the policy. A policy is tuned gently, and from the first step."""
+
+    learning_rate: float = Field(default=1e-6, gt=0.0)
+    """Peak learning rate of AdamW."""
+    schedule: Literal["cosine", "linear", "constant"] = "constant"
+    """Shape of the learning rate after warm-up."""
+    warmup_ratio: float = Field(default=0.0, ge=0.0, le=1.0)
+    """Share of all optimizer steps during which the learning rate rises from 0 to its peak."""
+
+
+class CriticOptimizerSpec(ActorOptimizerSpec):
+    """AdamW of the critic, which has to follow the policy and so learns faster."""
+
+    learning_rate: float = Field(default=9e-6, gt=0.0)
+    """Peak learning rate of AdamW."""
+
+
 class PpoStageSpec(Spec):
     """Proximal policy optimisation (Schulman et al. 2017; Ouyang et al. 2022). Makes a `model` artifact."""
 
@@ -173,7 +191,8 @@ class PpoStageSpec(Spec):
     value_clip: float | None = Field(default=0.2, gt=0.0)
     """The critic may move this far from its old value before its loss stops falling. Null: off."""
     whiten_advantages: bool = True
-    """Scale advantages to mean 0 and deviation 1 over all tokens of a round."""
+    """Scale advantages to mean 0 and deviation 1 over all tokens of a round (`gae` and `reinforce`; the group
+    estimators have a scale of their own)."""
     whiten_rewards: bool = False
     """Scale token rewards to deviation 1 over a round, keeping their mean."""
     entropy_coefficient: float = Field(default=0.0, ge=0.0)
@@ -182,9 +201,9 @@ class PpoStageSpec(Spec):
     """How the policy is kept near the reference model."""
     ptx: PtxSpec | None = None
     """Language-model loss mixed into the policy loss."""
-    actor: OptimizerSpec = OptimizerSpec(learning_rate=1e-6, warmup_ratio=0.0, schedule="constant")
+    actor_optimizer: ActorOptimizerSpec = ActorOptimizerSpec()
     """Optimizer of the policy."""
-    critic_optimizer: OptimizerSpec = OptimizerSpec(learning_rate=9e-6, warmup_ratio=0.0, schedule="constant")
+    critic_optimizer: CriticOptimizerSpec = CriticOptimizerSpec()
     """Optimizer of the critic."""
     zero: Literal[0, 1, 2, 3] = 2
     """DeepSpeed ZeRO stage of the roles that train."""
