@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from camel_ray.errors import OutOfMemory, StorageUnavailable
+from camel_ray.errors import CamelError, OutOfMemory, StorageUnavailable
 from camel_ray.ray_session import protect_local_ray
 
 _QUIET = {
@@ -90,25 +90,32 @@ def known_failures(stage: str) -> Iterator[None]:
     """Turn a full disk and exhausted memory, wherever they struck, into errors of ours with a remedy."""
     try:
         yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            where = f" for {error.filename}" if error.filename else ""
-            raise StorageUnavailable(
-                f"stage '{stage}': no space left{where}; free some space and run again, finished work is kept"
-            ) from error
+    except CamelError:
         raise
     except MemoryError as error:
         raise OutOfMemory(f"stage '{stage}': host memory ran out; use a smaller microBatchSize or maxLength") from error
-    except RuntimeError as error:
-        torch = sys.modules.get("torch")
-        oom = getattr(torch, "OutOfMemoryError", None)
-        if (oom is not None and isinstance(error, oom)) or "can't allocate memory" in str(error):
+    except Exception as error:
+        if _disk_is_full(error):
+            where = f" for {error.filename}" if isinstance(error, OSError) and error.filename else ""
+            raise StorageUnavailable(
+                f"stage '{stage}': no space left{where}; free some space and run again, finished work is kept"
+            ) from error
+        if _memory_ran_out(error):
             raise OutOfMemory(
                 f"stage '{stage}': device memory ran out; "
                 "use a smaller microBatchSize or maxLength, a higher zero, or offload"
             ) from error
-        if "No space left on device" in str(error) or "PytorchStreamWriter failed" in str(error):
-            raise StorageUnavailable(
-                f"stage '{stage}': no space left while writing; free some space and run again, finished work is kept"
-            ) from error
         raise
+
+
+def _disk_is_full(error: Exception) -> bool:
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    # Libraries in C++ and Rust raise classes of their own; torch's writer of archives says only that it stopped short.
+    text = str(error)
+    return "os error 28" in text or "No space left on device" in text or "inline_container.cc" in text
+
+
+def _memory_ran_out(error: Exception) -> bool:
+    out_of_memory = getattr(sys.modules.get("torch"), "OutOfMemoryError", None)
+    return (out_of_memory is not None and isinstance(error, out_of_memory)) or "can't allocate memory" in str(error)

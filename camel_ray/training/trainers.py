@@ -60,7 +60,6 @@ class Streamed(Trainer):
         self.add_callback(_TrainingStart(self))
 
     # -- batches
-    # --------------------------------------------------------------------------------------------------------
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """All micro-batches of this worker, from the first step to the last; the trainer skips what a checkpoint has
@@ -104,7 +103,6 @@ class Streamed(Trainer):
         return dataset
 
     # -- figures
-    # --------------------------------------------------------------------------------------------------------
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """One forward and backward pass; keeps the loss for the guard against not-a-number."""
@@ -161,7 +159,6 @@ class Streamed(Trainer):
         return int((labels[..., 1:] if self._loss_shifts_labels else labels).ne(IGNORED).sum())
 
     # -- checkpoints
-    # ----------------------------------------------------------------------------------------------------
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Nothing: DeepSpeed's checkpoint has the weights, and the finished model is written once, at the end."""
