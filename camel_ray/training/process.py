@@ -74,6 +74,7 @@ def _hand_over_group() -> None:
         os.environ["DS_ACCELERATOR"] = "cpu"  # it would say that it had to guess
     import deepspeed
     from accelerate import PartialState
+    from accelerate.state import AcceleratorState
 
     if not torch.cuda.is_available():
         # DeepSpeed would probe what it can compile and build shared-memory collectives (half a minute of C++) on first
@@ -82,6 +83,8 @@ def _hand_over_group() -> None:
     backend = str(dist.get_backend())
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
     os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
+    # Whoever used accelerate in this process before, if only to log, has told it that there is no DeepSpeed.
+    AcceleratorState._reset_state(reset_partial_state=True)
     # On a CPU accelerate takes a DeepSpeed process for a single one unless it is told the backend.
     PartialState(backend=backend)
 

@@ -14,6 +14,7 @@ import datasets
 import pytest
 import torch
 import torch.distributed as dist
+from accelerate.state import AcceleratorState, PartialState
 from safetensors.torch import load_file
 
 from camel_ray.api.model import ModelSpec
@@ -275,12 +276,18 @@ def test_a_stage_leaves_the_process_as_it_was(inputs, tmp_path):
     environment, threads = dict(os.environ), torch.get_num_threads()
     run(inputs, tmp_path / "first", "sft", zero=3)
     assert not dist.is_initialized()
-    changed = {k: v for k, v in os.environ.items() if environment.get(k) != v and not k.startswith("RAY_TRAIN_")}
+    changed = {k: v for k, v in os.environ.items() if environment.get(k) != v and not k.startswith("RAY_")}
     assert changed == {}
     assert torch.get_num_threads() == threads
     # ZeRO-3's hooks would make a model of the next stage come up empty.
     model = load_causal_lm(ModelSpec(config=LLAMA), load_tokenizer(str(inputs["tokenizer"].path)), seed=0)
     assert all(p.numel() > 0 for p in model.parameters())
+
+
+def test_a_stage_trains_in_a_process_where_something_else_used_accelerate(inputs, tmp_path):
+    AcceleratorState._reset_state(reset_partial_state=True)
+    PartialState(cpu=True)
+    assert run(inputs, tmp_path, "sft", steps=2).metrics["steps"] == 2
 
 
 def test_an_exploding_run_stops_with_its_step(inputs, tmp_path):
