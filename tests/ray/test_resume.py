@@ -55,12 +55,13 @@ def root(tmp_path_factory):
     return made
 
 
-def train(root: Path, work: Path, zero: int, workers: int, dropout: bool):
+def train(root: Path, work: Path, zero: int, workers: int, dropout: bool, precision: str = "auto"):
     """One attempt of the stage."""
     config = GPT2 if dropout else GPT2 | {"resid_pdrop": 0.0, "attn_pdrop": 0.0, "embd_pdrop": 0.0}
     member = {
         "data": "questions", "model": {"config": config}, "maxLength": 64, "batchSize": 8, "microBatchSize": 2,
         "zero": zero, "steps": STEPS, "learningRate": 2e-3, "logEverySteps": 2, "checkpoint": {"everySteps": EVERY},
+        "precision": precision,
     }  # fmt: skip
     stages = [
         {"name": "questions", "data": {"source": "unused.jsonl"}},
@@ -80,9 +81,9 @@ def train(root: Path, work: Path, zero: int, workers: int, dropout: bool):
     return output
 
 
-def attempt_then_kill(root: Path, work: Path, ready) -> None:
+def attempt_then_kill(root: Path, work: Path, ready, precision: str = "auto") -> None:
     """An attempt in a process of its own that is killed as soon as `ready()`."""
-    command = [sys.executable, __file__, str(root), str(work)]
+    command = [sys.executable, __file__, str(root), str(work), precision]
     with subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL) as process:
         while process.poll() is None and not ready():
             time.sleep(0.002)
@@ -116,6 +117,19 @@ def test_a_run_killed_at_several_points_ends_with_the_same_bytes(root, tmp_path)
     assert {k: v for k, v in resumed.metrics.items() if k not in timing} == {
         k: v for k, v in whole.metrics.items() if k not in timing
     }
+
+
+def test_bf16_training_that_was_killed_continues_with_the_losses_of_the_unbroken_run(root, tmp_path):
+    train(root, tmp_path / "whole", 2, 1, True, "bf16")
+    work = tmp_path / "killed"
+    attempt_then_kill(root, work, lambda: committed(work, 2 * EVERY), "bf16")
+    train(root, work, 2, 1, True, "bf16")
+    assert any("continues at step" in message for message in messages(work))
+    whole, resumed = (
+        curve(ProgressReader(w / "progress.jsonl").new_events(), "train", "loss") for w in (tmp_path / "whole", work)
+    )
+    assert [step for step, _ in resumed] == [step for step, _ in whole]
+    assert [loss for _, loss in resumed] == pytest.approx([loss for _, loss in whole], abs=1e-2)
 
 
 def test_a_flipped_byte_in_a_checkpoint_is_noticed_and_an_older_one_used(root, tmp_path):
@@ -197,5 +211,5 @@ def training_workers() -> list[int]:
 
 
 if __name__ == "__main__":
-    made = train(Path(sys.argv[1]), Path(sys.argv[2]), 2, 1, True)
+    made = train(Path(sys.argv[1]), Path(sys.argv[2]), 2, 1, True, sys.argv[3])
     (Path(sys.argv[2]) / "metrics.json").write_text(json.dumps(dict(made.metrics)))
