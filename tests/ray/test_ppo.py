@@ -141,6 +141,7 @@ def plain(assets: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path,
     [
         pytest.param({"workers": 2, "zero": 3}, id="two-ranks-zero-3"),
         pytest.param({"zero": 0, "microBatchTokens": 4000}, id="one-micro-batch-zero-0"),
+        pytest.param({"placement": "split"}, id="split"),
         pytest.param(
             {
                 "placement": [["actor", "reference"], ["critic", "reward"], ["rollout"]],
@@ -174,6 +175,8 @@ def test_fewer_answers_than_ranks_work_and_learn_the_same(assets: Path, tmp_path
         pytest.param(
             {"advantage": "group", "samplesPerPrompt": 2, "kl": {"place": "loss", "estimator": "k3"}}, id="group"
         ),
+        pytest.param({"advantage": "rloo", "samplesPerPrompt": 3}, id="rloo"),
+        pytest.param({"advantage": "reinforce"}, id="reinforce"),
         pytest.param(
             {
                 "epochs": 2,
