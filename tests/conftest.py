@@ -10,13 +10,14 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from camel_ray.ray_session import protect_local_ray
+from camel_ray.ray_session import protect_local_ray, shut_down_ray
 
 TESTS = Path(__file__).parent
 TRAIN = ("datasets", "deepspeed", "ray", "torch", "transformers", "trl")
@@ -63,6 +64,7 @@ _QUIET = {
 }
 _left_out: set[Layer] = set()
 _cache = pytest.StashKey[str]()
+_status = pytest.StashKey[int]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -74,8 +76,20 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[_cache] = os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="camel-ray-tests-")
 
 
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    session.config.stash[_status] = int(exitstatus)
+
+
+@pytest.hookimpl(trylast=True)
 def pytest_unconfigure(config: pytest.Config) -> None:
     shutil.rmtree(config.stash[_cache], ignore_errors=True)
+    if "ray" in sys.modules and _status in config.stash:
+        shut_down_ray()
+        # Everything is told. The libraries' native threads do not always survive the end of an interpreter that used
+        # all of them in turn (seen: a segmentation fault after the last line), which would hide the tests' own status.
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        os._exit(config.stash[_status])
 
 
 def pytest_ignore_collect(collection_path: Path) -> bool | None:

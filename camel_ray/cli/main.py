@@ -71,6 +71,9 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         # the reader went away (`camel-ray schema | head`): nothing is wrong, but the flush at exit would fail
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
+    except SystemExit as leaving:
+        # where the reader goes away while a command still prints, click sees it first and leaves with 1
+        code = 0 if isinstance(leaving.__context__, BrokenPipeError) else int(leaving.code or 0)
     except Exception as error:
         if debug:
             traceback.print_exc()

@@ -202,17 +202,17 @@ def test_the_command_line_imports_nothing_that_trains(good: Path) -> None:
     assert done.stderr == ""
 
 
-def test_a_reader_that_goes_away_is_no_error() -> None:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "camel_ray", "schema"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
-    assert process.stderr is not None
-    assert process.stdout.readline() == "{\n"
-    process.stdout.close()
-    assert process.stderr.read() == ""
-    assert process.wait() == 0
-    process.stderr.close()
+@pytest.mark.parametrize("lines", [0, 1])
+def test_a_reader_that_goes_away_is_no_error(lines: int) -> None:
+    """Without a line read, the pipe is closed before the command prints."""
+    command = [sys.executable, "-m", "camel_ray", "schema"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert [process.stdout.readline() for _ in range(lines)] == ["{\n"] * lines
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 0
 
 
 def test_how_to_continue_names_stage_and_checkpoint(tmp_path: Path) -> None:
