@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from camel_ray.api.model import ModelSpec
 from camel_ray.api.pipeline import CamelPipeline, Stage
 from camel_ray.manifest import file_digest, json_digest
 from camel_ray.version import __version__
@@ -19,14 +18,14 @@ def stage_digest(pipeline: CamelPipeline, stage: Stage, inputs: Mapping[str, str
     """Digest of everything a stage's result depends on. `inputs`: content digests of the artifacts it may use, by
     stage.
     """
-    spec, model = stage.wire(), pipeline.spec.model
+    spec = stage.wire()
     for scheduling in ("needs", "group"):
         spec.pop(scheduling, None)
     return json_digest(
         {
             "stage": spec,
             "seed": pipeline.spec.seed,
-            "model": model.wire() if isinstance(model, ModelSpec) else model,
+            "model": pipeline.spec.wire().get("model"),
             "inputs": dict(inputs),
             "files": dict(sorted(_local_files(spec, base_dir))),
             "version": __version__,

@@ -85,7 +85,7 @@ def run_digest(context: StageContext, spec: TrainingSpec) -> str:
     return json_digest(
         {
             "spec": fields,
-            "model": context.pipeline.wire()["spec"].get("model"),  # type: ignore[attr-defined]
+            "model": context.pipeline.spec.wire().get("model"),
             "inputs": {name: artifact.digest for name, artifact in context.inputs.items()},
             "seed": context.seed,
             "workers": context.workers,

@@ -51,7 +51,7 @@ def wait_for_writers(work: Path, *, seconds: float) -> None:
                     raise WorkerLost(
                         f"a training process of an earlier attempt still runs in {work}; end it, then run again"
                     ) from None
-                time.sleep(0.1)
+                time.sleep(0.1)  # flock knows waiting for ever and not at all, no time limit
 
 
 def commit(directory: Path, *, run: str, step: int, keep: int) -> None:
