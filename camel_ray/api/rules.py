@@ -228,25 +228,73 @@ def _ppo(spec: Mapped, stages: list[Mapped], i: int) -> Iterator[Violation]:
     ppo = stages[i].get("ppo")
     if not isinstance(ppo, Mapping):
         return
-    reward, advantage = ppo.get("reward"), ppo.get("advantage", "gae")
-    if isinstance(reward, Mapping) and reward.get("model") is None and reward.get("function") is None:
-        yield Violation(("ppo", "reward"), "set reward.model, reward.function, or both", "keys")
+    reward, advantage = _mapping(ppo.get("reward")), ppo.get("advantage", "gae")
+    sources = ("model", "function", "answer", "http")
+    if all(reward.get(source) is None for source in sources) and ppo.get("environment") is None:
+        message = "set reward.model, reward.function, reward.answer or reward.http, or an environment"
+        yield Violation(("ppo", "reward"), message, "keys")
     if advantage in ("rloo", "group") and ppo.get("samplesPerPrompt", 1) == 1:
         message = f"{advantage} compares several answers to one prompt; set samplesPerPrompt to at least 2"
         yield Violation(("ppo", "advantage"), message)
-    placement = ppo.get("placement")
-    if isinstance(placement, list):
-        flat = [r for group in placement if isinstance(group, list) for r in group]
-        for role in sorted({r for r in flat if isinstance(r, str) and flat.count(r) > 1}):
-            yield Violation(("ppo", "placement"), f"role '{role}' is placed more than once")
-        needed = ["actor", "reference", "rollout"]
-        needed += ["critic"] if advantage == "gae" else []
-        needed += ["reward"] if isinstance(reward, Mapping) and reward.get("model") is not None else []
-        if absent := [role for role in needed if role not in flat]:
+    if advantage not in ("rloo", "group") and ppo.get("skipUniformGroups", 0):
+        message = "skipUniformGroups is for the advantages rloo and group, which compare answers to one prompt"
+        yield Violation(("ppo", "skipUniformGroups"), message)
+    kl = _mapping(ppo.get("kl"))
+    if kl.get("place") == "loss" and kl.get("estimator", "k1") == "k1" and kl.get("controller") != "none":
+        message = "as a loss k1 has a gradient that is 0 on average, so it holds nothing; use k2 or k3"
+        yield Violation(("ppo", "kl", "estimator" if "estimator" in kl else "place"), message)
+    longest = _mapping(ppo.get("sampling")).get("maxResponseLength", 128)
+    buffer = reward.get("overlongBuffer", 0)
+    if isinstance(longest, int) and isinstance(buffer, int) and buffer > longest:
+        message = f"overlongBuffer {buffer} is above sampling.maxResponseLength {longest}"
+        yield Violation(("ppo", "reward", "overlongBuffer"), message)
+    yield from _ppo_offload(ppo)
+    yield from _ppo_placement(ppo)
+
+
+def _ppo_offload(ppo: Mapped) -> Iterator[Violation]:
+    roles = _mapping(ppo.get("roles"))
+    for path, own in (((), {}), *((("roles", role), _mapping(roles.get(role))) for role in ("actor", "critic"))):
+        offload = own.get("offload", None if path else ppo.get("offload"))
+        zero = own.get("zero", ppo.get("zero", 2))
+        if offload == "all" and zero != 3:
+            yield Violation(("ppo", *path, "offload"), "offload: all moves parameters, which needs zero: 3")
+        if offload == "optimizer" and zero == 0:
+            yield Violation(("ppo", *path, "offload"), "offload: optimizer needs zero: 1, 2 or 3")
+
+
+def _ppo_placement(ppo: Mapped) -> Iterator[Violation]:
+    placement, rollout = ppo.get("placement", "colocated"), _mapping(ppo.get("rollout"))
+    reasons = {"engine": rollout.get("engine") == "vllm", "staleness": rollout.get("staleness") == 1}
+    alone = placement == "split" or (isinstance(placement, list) and ["rollout"] in placement)
+    for name, wanted in reasons.items():
+        if wanted and not alone:
             message = (
-                f"{' and '.join(absent)} {'has' if len(absent) == 1 else 'have'} no place; add to one of the groups"
+                f"{name}: {rollout[name]} needs rollout in processes of its own; set placement: split, or a list in "
+                "which rollout stands alone"
             )
-            yield Violation(("ppo", "placement"), message, "keys")
+            yield Violation(("ppo", "rollout", name), message)
+    importance = _mapping(rollout.get("importance"))
+    low, high = importance.get("low", 0.5), importance.get("high", 2.0)
+    if isinstance(low, int | float) and isinstance(high, int | float) and low > high:
+        yield Violation(("ppo", "rollout", "importance", "low"), f"low {low} is above high {high}")
+    if not isinstance(placement, list):
+        return
+    flat = [r for group in placement if isinstance(group, list) for r in group]
+    for role in sorted({r for r in flat if isinstance(r, str) and flat.count(r) > 1}):
+        yield Violation(("ppo", "placement"), f"role '{role}' is placed more than once")
+    needed = ["actor", "rollout"]
+    needed += ["reference"] if _mapping(ppo.get("kl")).get("controller") != "none" else []
+    needed += ["critic"] if ppo.get("advantage", "gae") == "gae" else []
+    needed += ["reward"] if _mapping(ppo.get("reward")).get("model") is not None else []
+    if absent := [role for role in needed if role not in flat]:
+        message = f"{' and '.join(absent)} {'has' if len(absent) == 1 else 'have'} no place; add to one of the groups"
+        yield Violation(("ppo", "placement"), message, "keys")
+
+
+def _mapping(value: Any) -> Mapped:
+    """The value if it is a mapping, else an empty one: a wrong type is the schema's business."""
+    return value if isinstance(value, Mapping) else {}
 
 
 def _stage_order(spec: Mapped, stages: list[Mapped], i: int) -> Iterator[Violation]:

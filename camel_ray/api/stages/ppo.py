@@ -9,70 +9,16 @@ from pydantic import Field
 from camel_ray.api.base import Spec
 from camel_ray.api.data import DataRef
 from camel_ray.api.model import CheckpointSpec, ModelSpec
+from camel_ray.api.stages.ppo_reward import EnvironmentSpec, RewardSpec
+from camel_ray.api.stages.ppo_roles import (
+    GuardSpec,
+    LimitsSpec,
+    LoraSpec,
+    RoleName,
+    RolesSpec,
+    RolloutSpec,
+)
 from camel_ray.api.training import OptimizerSpec
-
-RoleName = Literal["actor", "critic", "reference", "reward", "rollout"]
-
-
-class RoleSpec(Spec):
-    """What one role needs of the processes that host it."""
-
-    group: str | None = None
-    """Worker group of `cluster.groups` whose nodes host the role. Default: the stage's `group`."""
-    workers: int | None = Field(default=None, ge=1)
-    """Processes (one device each) that host the role. Roles placed together must agree. Default: the stage's
-    `workers`."""
-    zero: Literal[0, 1, 2, 3] | None = None
-    """DeepSpeed ZeRO stage of a role that trains (actor, critic). Default: the stage's `zero`."""
-
-
-class RolesSpec(Spec):
-    """Settings by role."""
-
-    actor: RoleSpec = RoleSpec()
-    """The policy that is trained."""
-    critic: RoleSpec = RoleSpec()
-    """The value model that is trained (advantage `gae` only)."""
-    reference: RoleSpec = RoleSpec()
-    """The frozen copy of the first policy that the KL penalty pulls towards."""
-    reward: RoleSpec = RoleSpec()
-    """The reward model, where there is one."""
-    rollout: RoleSpec = RoleSpec()
-    """The process that generates answers."""
-
-
-class RewardFunctionSpec(Spec):
-    """A Python function as reward."""
-
-    path: str
-    """Python file with the function. Relative paths start at the directory of the pipeline file."""
-    name: str = "reward"
-    """Function name. It is called as `reward(prompts: list[str], answers: list[str], rows: list[dict]) ->
-    list[float]`."""
-    timeout_seconds: float = Field(default=60.0, gt=0.0)
-    """Time limit of one call. The function runs in a process of its own that is killed when the limit is over."""
-
-
-class RewardSpec(Spec):
-    """Where rewards come from. With both members set, the reward is their weighted sum."""
-
-    model: str | None = None
-    """Reward stage, directory or hub id of a sequence classifier with one output."""
-    model_weight: float = 1.0
-    """Weight of the model's score."""
-    function: RewardFunctionSpec | None = None
-    """A Python function as reward."""
-    function_weight: float = 1.0
-    """Weight of the function's score."""
-    on_failure: Literal["fail", "drop", "value"] = "fail"
-    """What a failed reward (exception, time-out, NaN) does: end the stage, drop the sample, or use `failureValue`.
-    Failures are counted in every case."""
-    failure_value: float = 0.0
-    """Score of a failed sample when `onFailure` is `value`."""
-    clip: float | None = Field(default=10.0, gt=0.0)
-    """Scores are limited to [-clip, clip]. Null: no limit."""
-    missing_eos_penalty: float = Field(default=0.0, ge=0.0)
-    """Subtracted from the score of an answer that was cut at `maxResponseLength` instead of ending by itself."""
 
 
 class KlSpec(Spec):
@@ -83,8 +29,9 @@ class KlSpec(Spec):
     estimator: Literal["k1", "k2", "k3"] = "k1"
     """Per-token estimator of KL(policy || reference) (Schulman 2020): log-ratio, half its square, or exp(-r) - 1 +
     r."""
-    controller: Literal["fixed", "adaptive"] = "adaptive"
-    """`adaptive`: the coefficient is steered to keep the KL at `target` (Ziegler et al. 2019, section 2.2)."""
+    controller: Literal["none", "fixed", "adaptive"] = "adaptive"
+    """`adaptive`: the coefficient is steered to keep the KL at `target` (Ziegler et al. 2019, section 2.2). `none`: no
+    penalty, and no reference model is loaded."""
     target: float = Field(default=6.0, gt=0.0)
     """KL the adaptive controller aims at, in nats per answer (sum over its tokens, mean over answers)."""
     horizon: int = Field(default=10_000, ge=1)
@@ -155,19 +102,32 @@ class PpoStageSpec(Spec):
 
     prompts: DataRef
     """Rows whose prompts are answered: prompt-completion, messages (up to the last user turn) or preference rows."""
-    reward: RewardSpec
+    reward: RewardSpec = RewardSpec()
     """Where rewards come from."""
+    environment: EnvironmentSpec | None = None
+    """A class the policy talks with over several turns. Its rewards are added to those of `reward`."""
     model: ModelSpec | str | None = None
     """Policy to start from; also the reference. Default: the newest model made by an earlier stage."""
     critic: ModelSpec | str | None = None
     """Model the critic starts from. Default: the reward model where there is one, else the policy."""
+    lora: LoraSpec | None = None
+    """Train low-rank adapters of the policy only. They are merged into the model the stage makes."""
     advantage: Literal["gae", "reinforce", "rloo", "group"] = "gae"
-    """Advantage estimator: GAE with a critic, REINFORCE with a batch baseline, leave-one-out, or group-normalised
-    (GRPO)."""
+    """Advantage estimator: GAE with a critic, REINFORCE with a baseline, leave-one-out, or group-normalised (GRPO)."""
+    baseline: Literal["none", "batch", "moving", "ema"] = "batch"
+    """What `reinforce` subtracts from every return: nothing, the mean return of the round, the mean of all rounds
+    before, or an exponential average of them."""
+    group_deviation: bool = True
+    """Divide the advantages of `group` by the deviation of the group's rewards. Off: Dr. GRPO (Liu et al. 2025)."""
+    skip_uniform_groups: int = Field(default=0, ge=0)
+    """Leave out prompts whose answers all got the same reward, which teaches `rloo` and `group` nothing, and answer
+    other prompts instead, at most this many times a round (DAPO's dynamic sampling). 0: off."""
     placement: Literal["colocated", "split"] | list[Annotated[list[RoleName], Field(min_length=1)]] = "colocated"
     """`colocated`: all roles share processes. `split`: each role has its own. Or lists of roles that go together."""
     roles: RolesSpec = RolesSpec()
     """Settings by role."""
+    rollout: RolloutSpec = RolloutSpec()
+    """How answers are made."""
     steps: int = Field(default=100, ge=1)
     """Rounds of generating answers and learning from them."""
     prompts_per_step: int = Field(default=64, ge=1)
@@ -190,6 +150,8 @@ class PpoStageSpec(Spec):
     """Limits of the policy's probability ratio."""
     value_clip: float | None = Field(default=0.2, gt=0.0)
     """The critic may move this far from its old value before its loss stops falling. Null: off."""
+    loss_aggregation: Literal["token-mean", "sequence-mean"] = "token-mean"
+    """Mean over all tokens of the batch, or over its answers of the mean over each one's tokens."""
     whiten_advantages: bool = True
     """Scale advantages to mean 0 and deviation 1 over all tokens of a round (`gae` and `reinforce`; the group
     estimators have a scale of their own)."""
@@ -201,12 +163,19 @@ class PpoStageSpec(Spec):
     """How the policy is kept near the reference model."""
     ptx: PtxSpec | None = None
     """Language-model loss mixed into the policy loss."""
+    ema_decay: float | None = Field(default=None, gt=0.0, lt=1.0)
+    """Keep an exponential moving average of the policy's weights with this decay per update, and make it the stage's
+    model. Null: off."""
     actor_optimizer: ActorOptimizerSpec = ActorOptimizerSpec()
     """Optimizer of the policy."""
     critic_optimizer: CriticOptimizerSpec = CriticOptimizerSpec()
     """Optimizer of the critic."""
     zero: Literal[0, 1, 2, 3] = 2
     """DeepSpeed ZeRO stage of the roles that train."""
+    offload: Literal["none", "optimizer", "all"] = "none"
+    """Keep optimizer state (`optimizer`) or also parameters (`all`, ZeRO-3 only) in host memory."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Arithmetic of all roles. `auto`: bf16 on a GPU that has it, fp32 on a CPU."""
     evaluate_every_steps: int | None = Field(default=None, ge=1)
@@ -215,3 +184,9 @@ class PpoStageSpec(Spec):
     """Held-out prompts used for evaluation."""
     checkpoint: CheckpointSpec = CheckpointSpec(every_steps=10)
     """How often the state of all roles is saved, in rounds."""
+    guard: GuardSpec = GuardSpec()
+    """What counts as a broken update, and what follows."""
+    limits: LimitsSpec = LimitsSpec()
+    """How long the driver waits for a process, and how often it replaces one."""
+    record: int = Field(default=0, ge=0)
+    """Rounds whose experience is kept for `camel-ray ppo replay`; the oldest goes when a new one is written."""
