@@ -16,6 +16,8 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
+from camel_ray.models.cpu_linear import packed_weights
+
 _COMPACT_AT = 7 / 8
 """Share of unfinished rows at which the batch is cut down to them: a cut copies the cache, so not after every
 ending."""
@@ -78,8 +80,9 @@ def generate(
                 top_k=top_k,
                 uniforms_BT=None if temperature == 0 or uniforms_BT is None else uniforms_BT[rows],
             )
-            for row, answer in zip(rows, batch.run(), strict=True):
-                answers[row] = answer
+            with packed_weights(model):
+                for row, answer in zip(rows, batch.run(), strict=True):
+                    answers[row] = answer
     finally:
         model.train(was_training)
     return [answer for answer in answers if answer is not None]

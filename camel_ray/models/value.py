@@ -7,6 +7,7 @@ from a language model the head is zero, so that the first values are neutral ins
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
@@ -59,7 +60,7 @@ def load_value_model(spec: ModelSpec, tokenizer: PreTrainedTokenizerBase, *, see
         mean, std = (
             getattr(model.config, name, default) for name, default in (("reward_mean", 0.0), ("reward_std", 1.0))
         )
-        with torch.no_grad():
+        with torch.no_grad(), _whole(model.score.weight):
             head.weight.copy_(model.score.weight / std)
             head.bias.fill_(-mean / std)
         return ValueModel(model.base_model, head)
@@ -72,6 +73,17 @@ def _head(backbone: PreTrainedModel) -> nn.Linear:
     nn.init.zeros_(head.weight)
     nn.init.zeros_(head.bias)
     return head
+
+
+def _whole(parameter: nn.Parameter) -> AbstractContextManager[None]:
+    """Gathers a parameter of a model that was loaded in shards for ZeRO-3 (collective)."""
+    if not hasattr(parameter, "ds_id"):
+        return nullcontext()
+    # Whoever loaded it in shards has imported it already.
+    import deepspeed
+
+    gathered: AbstractContextManager[None] = deepspeed.zero.GatheredParameters([parameter])
+    return gathered
 
 
 def _is_classifier(spec: ModelSpec) -> bool:
