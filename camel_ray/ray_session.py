@@ -21,8 +21,13 @@ def protect_local_ray() -> None:
     A local Ray listens on all interfaces, and who reaches it runs code as this user. Its processes inherit the secret;
     a cluster (RAY_ADDRESS) has its own, and settings of the user's win.
     """
-    if not os.environ.get(_ADDRESS) and os.environ.setdefault("RAY_AUTH_MODE", "token") == "token":
+    if not on_cluster() and os.environ.setdefault("RAY_AUTH_MODE", "token") == "token":
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+
+
+def on_cluster() -> bool:
+    """Whether stages run on a Ray cluster (RAY_ADDRESS) rather than on a Ray of their own."""
+    return bool(os.environ.get(_ADDRESS))
 
 
 def ensure_ray(*, cores: int) -> None:
@@ -39,7 +44,7 @@ def ensure_ray(*, cores: int) -> None:
     # Accelerator variables stay as they are: a host without a GPU would otherwise be told to hide them, with a warning.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if os.environ.get(_ADDRESS):
+    if on_cluster():
         ray.init(address="auto", **options)
     else:
         try:

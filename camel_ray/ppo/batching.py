@@ -15,14 +15,16 @@ from collections.abc import Sequence
 
 MicroBatch = list[int]
 """Indices of the sequences that go through a model together."""
+_PADDING = 1 / 16
+"""Padding a micro-batch may hold, as a share of the budget: about what starting another one costs."""
 
 
 def balance(lengths: Sequence[int], *, ranks: int, budget: int) -> list[list[MicroBatch]]:
     """Micro-batches of each rank, `ranks` lists of equal length.
 
     A micro-batch costs its number of sequences times its longest one, and costs at most `budget` tokens unless a single
-    sequence is longer. Sequences of similar length go together, so little of that is padding. Ranks differ in tokens
-    by at most about one sequence. No sequences: every rank gets none.
+    sequence is longer. Sequences of similar length go together, and a micro-batch ends where its padding would cost
+    more than a new one. Ranks differ in tokens by at most about one sequence. No sequences: every rank gets none.
     """
     if not lengths:
         return [[] for _ in range(ranks)]
@@ -41,11 +43,14 @@ def balance(lengths: Sequence[int], *, ranks: int, budget: int) -> list[list[Mic
 def _cut(indices: list[int], lengths: Sequence[int], budget: int) -> list[MicroBatch]:
     """Cut a list sorted by falling length: the first of a micro-batch is its longest."""
     batches: list[MicroBatch] = []
+    longest = padding = 0
     for index in indices:
-        if batches and lengths[batches[-1][0]] * (len(batches[-1]) + 1) <= budget:
+        padding += longest - lengths[index]
+        if batches and longest * (len(batches[-1]) + 1) <= budget and padding <= _PADDING * budget:
             batches[-1].append(index)
         else:
             batches.append([index])
+            longest, padding = lengths[index], 0
     return batches
 
 

@@ -1,7 +1,8 @@
 """Training state of all roles as one directory that exists only as a whole.
 
-Every rank writes its shards, the driver writes what it knows itself, and the manifest with the digests of all files
-comes last. There are no random-number states to keep: every draw of a round comes from a generator seeded by the
+Every rank writes its part under the parameters' own names (`engine_state.py`), so that other numbers of workers and
+another ZeRO stage can go on from it; the driver writes what it knows itself, and the manifest with the digests of all
+files comes last. There are no random-number states to keep: every draw of a round comes from a generator seeded by the
 stage's seed and the round's number, so the round after a resume is the one an unbroken run would have had.
 """
 
@@ -27,16 +28,10 @@ class Checkpoints:
 
     directory: Path
     keep: int
-    layout: Mapping[str, Any]
-    """What has to be the same to load them: workers and ZeRO stage of each role that trains."""
 
     def path(self, step: int) -> Path:
         """Directory of a step's checkpoint."""
         return self.directory / f"step-{step:06d}"
-
-    def holds(self, step: int) -> bool:
-        """Whether a finished checkpoint of a step exists."""
-        return self.path(step) in self._finished()
 
     def write(self, step: int, state: Mapping[str, Any], save_roles: Callable[[Path], None]) -> None:
         """Commit the state after round `step`. `save_roles(path)` makes all ranks write below `path`.
@@ -49,27 +44,23 @@ class Checkpoints:
             path.mkdir(parents=True)
             save_roles(path)
             (path / _STATE).write_text(json.dumps(dict(state), indent=1) + "\n", encoding="utf-8")
-            write_manifest(path, step=step, layout=dict(self.layout))
+            write_manifest(path, step=step)
         for old in self._finished()[: -self.keep]:
             shutil.rmtree(old, ignore_errors=True)
 
-    def newest(self, progress: Progress) -> tuple[int, dict[str, Any], Path] | None:
-        """Step, driver state and directory of the newest sound checkpoint; unsound ones are skipped with a warning.
-
-        Raises ModelError if the newest was written by another layout of workers.
+    def newest(self, progress: Progress, *, before: int | None = None) -> tuple[int, dict[str, Any], Path] | None:
+        """Step, driver state and directory of the newest sound checkpoint (of a step before `before`); unsound ones are
+        skipped with a warning.
         """
         for path in reversed(self._finished()):
+            if before is not None and path.name >= self.path(before).name:
+                continue
             problem = self._problem(path)
             if problem is not None:
                 progress.note(f"checkpoint {path.name} is not used: {problem}", level="warning")
                 continue
             manifest = read_manifest(path)
             assert manifest is not None
-            if manifest.get("layout") != dict(self.layout):
-                raise ModelError(
-                    f"{path} was written by {_words(manifest.get('layout'))}, this run has {_words(self.layout)}; set "
-                    f"the workers and ZeRO stages back, or delete {self.directory} to start again"
-                )
             return int(manifest["step"]), json.loads((path / _STATE).read_text(encoding="utf-8")), path
         return None
 
@@ -81,11 +72,3 @@ class Checkpoints:
             return verify(path)
         except ModelError as error:
             return str(error)
-
-
-def _words(layout: Any) -> str:
-    if not isinstance(layout, Mapping):
-        return "unknown"
-    return ", ".join(
-        f"{role}: workers {entry['workers']}, zero {entry['zero']}" for role, entry in sorted(layout.items())
-    )

@@ -8,11 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
+from itertools import chain
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from camel_ray.errors import ModelError
+from camel_ray.manifest import disk_errors
 from camel_ray.ppo.ragged import gather_index, last_index, sequence_sum
 
 Per = Literal["token", "action", "sequence"]
@@ -61,6 +67,41 @@ class Sequences:
 
 
 @dataclass(frozen=True)
+class Index:
+    """What the driver knows of answers, one entry each: enough to divide them, nothing that grows with their length."""
+
+    lengths: list[int]
+    """Tokens of prompt and answer."""
+    action_lengths: list[int]
+    """Tokens the policy wrote."""
+    finished: list[bool]
+    groups: list[int]
+    policy_versions: list[int]
+    texts: list[str] | None = None
+    """The answers as text, where a reward reads them."""
+    turn_rewards: list[float] | None = None
+    """What an environment gave for each conversation."""
+    failures: list[tuple[str, str] | None] | None = None
+    """Why the environment of a conversation failed: in few words, and with what else is known."""
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def select(self, rows: Sequence[int]) -> Index:
+        """The answers `rows`, in that order."""
+        columns: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        chosen: dict[str, Any] = {name: column and [column[row] for row in rows] for name, column in columns.items()}
+        return Index(**chosen)
+
+
+def join_indices(parts: Sequence[Index]) -> Index:
+    """The answers of all parts, one after the other."""
+    columns: dict[str, Any] = {f.name: [getattr(part, f.name) for part in parts] for f in fields(Index)}
+    joined: dict[str, Any] = {n: None if None in lists else [*chain(*lists)] for n, lists in columns.items()}
+    return Index(**joined)
+
+
+@dataclass(frozen=True)
 class PaddedBatch:
     """Input of one forward pass. Right padding needs no mask: a causal model never looks to the right."""
 
@@ -99,6 +140,12 @@ class Experience:
     values_A: Tensor | None = _per("action", default=None)
     """The critic's values before this round's updates."""
     advantages_A: Tensor | None = _per("action", default=None)
+    turn_rewards_A: Tensor | None = _per("action", default=None)
+    """Rewards an environment gave, each on the last token of its turn."""
+    importance_A: Tensor | None = _per("action", default=None)
+    """Weight of each token's policy loss, where answers were drawn by another policy."""
+    weight_A: Tensor | None = _per("action", default=None)
+    """What each token counts in the mean over the mini-batch."""
     returns_A: Tensor | None = _per("action", default=None)
     """What the critic should have said."""
 
@@ -114,6 +161,20 @@ class Experience:
     def action_lengths_B(self) -> Tensor:
         """Action tokens per answer."""
         return self.sequences.action_lengths_B
+
+    def index(self, texts: list[str] | None = None) -> Index:
+        """What the driver has to know of it."""
+        return Index(
+            lengths=self.lengths_B.tolist(),
+            action_lengths=self.action_lengths_B.tolist(),
+            finished=self.finished_B.tolist(),
+            groups=self.groups_B.tolist(),
+            policy_versions=self.policy_version_B.tolist(),
+            texts=texts,
+            turn_rewards=None
+            if self.turn_rewards_A is None
+            else sequence_sum(self.turn_rewards_A, self.action_lengths_B).tolist(),
+        )
 
     def select(self, rows_R: Tensor) -> Experience:
         """The answers `rows_R`, in that order, with every field that is set."""
@@ -164,3 +225,27 @@ def from_answers(
         groups_B=torch.tensor(list(groups), dtype=torch.long),
         policy_version_B=torch.tensor(list(policy_versions), dtype=torch.long),
     )
+
+
+def concatenate(parts: Sequence[Experience]) -> Experience:
+    """The answers of all parts, one after the other; all have the same fields set."""
+    if len(parts) == 1:
+        return parts[0]
+    present = [f.name for f in fields(Experience) if getattr(parts[0], f.name) is not None]
+    return Experience(**{name: torch.cat([getattr(part, name) for part in parts]) for name in present})
+
+
+def save_experience(experience: Experience, path: Path) -> None:
+    """Write all fields that are set as one safetensors file."""
+    tensors = {f.name: value for f in fields(Experience) if (value := getattr(experience, f.name)) is not None}
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file({name: value.contiguous() for name, value in tensors.items()}, path)
+
+
+def load_experience(path: Path) -> Experience:
+    """Read back what `save_experience` wrote. Raises ModelError if the file is not one."""
+    try:
+        return Experience(**load_file(path))
+    except (SafetensorError, TypeError) as error:
+        raise ModelError(f"{path} holds no experience ({error}); delete the checkpoint it belongs to") from error

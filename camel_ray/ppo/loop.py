@@ -1,45 +1,27 @@
 """The whole of PPO: one round after the other, from prompts to new weights.
 
-    prompts -> generate -> judge (reward, reference, critic, old log-probabilities) -> advantages -> learn -> sync ->
-    report
+    prompts -> write -> judge (reward, reference, critic, old log-probabilities, advantages) -> learn -> sync -> report
 
 Everything a round draws is seeded by its number, so a run that stopped goes on as if it had not (see `checkpoint.py`).
+The same holds inside a run: when processes that train are lost, they start again and the loop goes back to the last
+checkpoint (`recovery.py`).
 """
 
 from __future__ import annotations
 
-import time
-from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from pathlib import Path
 
-from camel_ray.api.stages.ppo import KlSpec
-from camel_ray.errors import ModelError
 from camel_ray.ppo.advantages import Baseline
-from camel_ray.ppo.checkpoint import Checkpoints
-from camel_ray.ppo.driver import Driver
-from camel_ray.ppo.estimate import estimate_advantages, sequence_kl
-from camel_ray.ppo.kl import AdaptiveKl, FixedKl, KlController
+from camel_ray.ppo.driver import Driver, Writing
+from camel_ray.ppo.groups import GroupLost
+from camel_ray.ppo.phases import Clock
 from camel_ray.ppo.prompts import Prompts
+from camel_ray.ppo.recording import Recording
+from camel_ray.ppo.recovery import Recovery
+from camel_ray.ppo.scoring import Answers, Scored
+from camel_ray.ppo.state import State, account
 from camel_ray.progress import Progress
-
-
-@dataclass
-class State:
-    """What the driver itself has to remember between rounds. JSON values only: a checkpoint keeps it."""
-
-    step: int = 0
-    """Rounds done."""
-    kl_coefficient: float = 0.0
-    baseline: dict[str, Any] = field(default_factory=dict)
-    before: dict[str, float] = field(default_factory=dict)
-    """Evaluation before the first round."""
-    failures: dict[str, int] = field(default_factory=dict)
-    """Failed rewards by reason."""
-    last: dict[str, float] = field(default_factory=dict)
-    """Metrics of the last round."""
 
 
 @dataclass(frozen=True)
@@ -48,100 +30,85 @@ class Loop:
 
     driver: Driver
     prompts: Prompts
-    held_out: Prompts
-    checkpoints: Checkpoints
+    recovery: Recovery
+    recording: Recording
     progress: Progress
 
-    def run(self) -> tuple[State, dict[str, float]]:
-        """All rounds that are not done yet; returns the final state and the evaluation after the last round."""
-        spec, driver = self.driver.spec, self.driver
-        state = self._resume() or State(kl_coefficient=spec.kl.coefficient, before=self._evaluate(0))
-        controller = _controller(spec.kl, state.kl_coefficient)
-        baseline = Baseline(**state.baseline) if state.baseline else Baseline("batch_mean")
-        failures = Counter(state.failures)
+    def run(self, output: Path) -> tuple[State, dict[str, float]]:
+        """All rounds that are not done yet, and the policy written to `output`; returns the final state and the
+        evaluation after the last round.
+        """
+        while True:
+            try:
+                return self._run(output)
+            except GroupLost:
+                self.recovery.after_loss()
+
+    def _run(self, output: Path) -> tuple[State, dict[str, float]]:
+        spec, start = self.driver.spec, self.recovery.start()
+        state, ahead = start.state, start.ahead
         while state.step < spec.steps:
-            clock = Clock()
-            step = state.step + 1
-            with clock("generate"):
-                prompts = self.prompts.of_round(state.step, spec.prompts_per_step)
-                experience, answered = driver.generate(prompts, samples=spec.samples_per_prompt, draw=f"round/{step}")
-            with clock("score"):
-                judged = driver.judge(experience, answered)
-                experience = estimate_advantages(
-                    judged.experience, spec, kl_coefficient=controller.coefficient, baseline=baseline
-                )
-            with clock("train"):
-                learned = driver.learn(experience, round_number=step, kl_coefficient=controller.coefficient)
-            with clock("sync"):
-                driver.sync()
-            _refuse_nan(learned, step)
-            kl = float(sequence_kl(experience).mean())
-            failures += judged.failures
-            assert experience.scores_B is not None
-            state.last = {
-                "reward": float(experience.scores_B.mean()),
-                "reward_std": float(experience.scores_B.std(unbiased=False)),
-                "kl": kl,
-                "kl_coefficient": controller.coefficient,
-                "response_length": float(experience.action_lengths_B.float().mean()),
-                "finished": float(experience.finished_B.float().mean()),
-                "logprob_mismatch": judged.mismatch.abs_mean,
-                **learned,
-                **clock.seconds,
-            }
-            self.progress.update("ppo", step, spec.steps, metrics=state.last)
-            controller.update(kl, len(experience))
-            state.step, state.kl_coefficient = step, controller.coefficient
-            state.baseline, state.failures = asdict(baseline), dict(failures)
-            if step % spec.checkpoint.every_steps == 0 and step < spec.steps:
-                self.checkpoints.write(step, asdict(state), driver.save)
-            if spec.evaluate_every_steps and step % spec.evaluate_every_steps == 0 and step < spec.steps:
-                self._evaluate(step)
-        # The last round's state too: an attempt that stops while the model is written has nothing to repeat.
-        if not self.checkpoints.holds(spec.steps):
-            self.checkpoints.write(spec.steps, asdict(state), driver.save)
+            ahead = self._round(state, ahead)
+            if state.broken >= spec.guard.patience:
+                start = self.recovery.roll_back(state)
+                state, ahead = start.state, start.ahead
+                continue
+            last = state.step == spec.steps
+            # The last round's state too: an attempt that stops while the model is written has nothing to repeat.
+            if (last or state.step % spec.checkpoint.every_steps == 0) and not state.broken:
+                self.recovery.save(state, ahead)
+            if spec.evaluate_every_steps and state.step % spec.evaluate_every_steps == 0 and not last:
+                self.recovery.evaluate(state.step)
         self.progress.finish("ppo")
-        return state, self._evaluate(spec.steps)
+        after = self.recovery.evaluate(spec.steps)
+        self.driver.save_model(output)
+        return state, after
 
-    def _evaluate(self, step: int) -> dict[str, float]:
-        metrics = self.driver.evaluate(self.held_out.prompts)
-        self.progress.update("ppo-evaluate", step, self.driver.spec.steps, metrics=metrics)
-        return metrics
+    def _round(self, state: State, ahead: Answers | None) -> Answers | None:
+        """One round. Returns the answers of the next one where they were written while this one was learned from."""
+        spec, driver, clock = self.driver.spec, self.driver, Clock()
+        number, coefficient = state.next_data, state.kl_coefficient
+        with clock("generate"):
+            answers, scored = ahead or driver.collect(self._write(number)), None
+            if spec.skip_uniform_groups:
+                answers, scored = self._with_signal(answers, number)
+        writing = self._write(number + 1) if spec.rollout.staleness and state.step + 1 < spec.steps else None
+        with clock("score"):
+            baseline = Baseline(**state.baseline)
+            judged = driver.judge(answers, scored=scored, kl_coefficient=coefficient, baseline=baseline)
+        with clock("train"):
+            learned = driver.learn(judged, number=number, kl_coefficient=coefficient)
+        with clock("generate"):
+            following = None if writing is None else driver.collect(writing)
+        with clock("sync"):
+            driver.sync(judged)
+        account(state, spec, judged, learned)
+        if spec.record:
+            with clock("record"):
+                self.recording.write(
+                    state.step, number, coefficient, learned, lambda path: driver.record(judged.ref, path)
+                )
+        state.last |= clock.seconds | driver.usage(clock.total)
+        self.progress.update("ppo", state.step, spec.steps, metrics=state.last)
+        return following
 
-    def _resume(self) -> State | None:
-        found = self.checkpoints.newest(self.progress)
-        if found is None:
-            return None
-        step, state, path = found
-        self.driver.load(path, version=step)
-        self.progress.note(f"continues after round {step} from {path.name}")
-        return State(**state)
+    def _write(self, number: int) -> Writing:
+        spec = self.driver.spec
+        prompts = self.prompts.of_round(number - 1, spec.prompts_per_step)
+        return self.driver.write(prompts, samples=spec.samples_per_prompt, draw=f"round/{number}")
 
-
-class Clock:
-    """Seconds per phase of a round, as metrics `seconds_<phase>`."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def __call__(self, phase: str) -> Iterator[None]:
-        """Time the body as `phase`."""
-        start = time.monotonic()
-        yield
-        self.seconds[f"seconds_{phase}"] = time.monotonic() - start
-
-
-def _controller(spec: KlSpec, coefficient: float) -> KlController:
-    if spec.controller == "fixed":
-        return FixedKl(coefficient)
-    return AdaptiveKl(coefficient, target=spec.target, horizon=spec.horizon)
-
-
-def _refuse_nan(metrics: dict[str, float], step: int) -> None:
-    for name in ("policy_loss", "value_loss"):
-        value = metrics.get(name, 0.0)
-        if value != value:
-            raise ModelError(
-                f"round {step}: {name} is not a number; lower the learning rates or clip.high, and run again"
-            )
+    def _with_signal(self, answers: Answers, number: int) -> tuple[Answers, Scored]:
+        """Replace prompts whose answers all got the same reward by other prompts, as often as allowed."""
+        spec, driver = self.driver.spec, self.driver
+        everything = answers, driver.scorer.score(answers)
+        kept, scored = driver.with_signal(*everything)
+        for attempt in range(1, spec.skip_uniform_groups + 1):
+            missing = spec.prompts_per_step - len(set(kept.index.groups))
+            if missing == 0:
+                break
+            extra = self.prompts.extra(number - 1, attempt, missing)
+            draw = f"round/{number}/extra/{attempt}"
+            more = driver.collect(driver.write(extra, samples=spec.samples_per_prompt, draw=draw))
+            kept, scored = driver.join(kept, scored, *driver.with_signal(more, driver.scorer.score(more)))
+        # Without any signal the round is learned from as it is: advantages are 0, the KL penalty's part is not.
+        return (kept, scored) if len(kept.index) else everything

@@ -1,22 +1,41 @@
 """Token losses of the policy and the critic, as flat tensors; the caller decides how to aggregate.
 
-A loss here is per token (A,). Engines sum it and divide by the token count of the whole batch over all ranks and
-micro-batches, so that the update does not depend on how the batch was cut (see `roles.py`).
+A loss here is per token (A,). A role multiplies it by `token_weights`, which know the whole mini-batch, and sums: the
+sums of all ranks, micro-batches and accumulation steps add up to the mean over the mini-batch, so that the update does
+not depend on how the batch was cut.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from camel_ray.ppo.ragged import token_mean
+from camel_ray.ppo.ragged import sequence_index, token_mean
+
+Aggregation = Literal["token-mean", "sequence-mean"]
+
+
+def token_weights(action_lengths_B: Tensor, aggregation: Aggregation, *, tokens: int, sequences: int) -> Tensor:
+    """Share of every action token in the loss of a mini-batch, float32 (A,): `(loss_A * weight_A).sum()`, added up over
+    all parts of the mini-batch, is its mean.
+
+    `action_lengths_B`: the sequences of this part; `tokens` action tokens and `sequences` sequences that have any lie
+    in the mini-batch over all ranks and micro-batches. `token-mean`: every token counts the same (DAPO, Yu et al.
+    2025); `sequence-mean`: every sequence does, and within one its tokens (GRPO, Shao et al. 2024).
+    """
+    if aggregation == "token-mean":
+        share_B = torch.full(action_lengths_B.shape, 1.0 / max(tokens, 1), device=action_lengths_B.device)
+    else:
+        share_B = 1.0 / (action_lengths_B.clamp(min=1).float() * max(sequences, 1))
+    return share_B[sequence_index(action_lengths_B)]
 
 
 @dataclass(frozen=True)
 class PolicyLoss:
-    """Per-token results of `policy_loss`, all (A,); the last three are 0/1 flags."""
+    """Per-token results of `policy_loss`, all (A,); the last three are 0/1 flags that carry no gradient."""
 
     loss_A: Tensor
     ratio_A: Tensor

@@ -12,6 +12,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from camel_ray.models.adapters import causal_model
+from camel_ray.models.cpu_linear import speed_up_linear_layers
+
 Entropy = Literal["none", "value", "gradient"]
 """What a forward pass says about the entropy of the distributions it computed anyway."""
 
@@ -19,12 +22,20 @@ _PROBE_TOLERANCE = 1e-3
 
 
 class PolicyModule(nn.Module):
-    """Wraps a causal model; parameter names are the model's own behind the prefix `model.`."""
+    """Wraps a causal model, with or without adapters; parameter names are its own behind the prefix `model.`."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
+        speed_up_linear_layers(model)
         self.model = model
-        self._head_alone = _head_gives_logits(model)
+        # A model that was loaded in shards (ZeRO-3) answers only after its engine was built.
+        sharded = any(hasattr(parameter, "ds_id") for parameter in model.parameters())
+        self._head_alone = None if sharded else _head_gives_logits(self.causal_model)
+
+    @property
+    def causal_model(self) -> PreTrainedModel:
+        """The wrapped model without PEFT's wrapper; its layers still apply the adapters."""
+        return causal_model(self.model)
 
     def forward(
         self, input_BT: Tensor, index_A: Tensor, target_A: Tensor, temperature: float, entropy: Entropy
@@ -35,11 +46,14 @@ class PolicyModule(nn.Module):
         `temperature` divides the logits, as in sampling. `entropy`: zeros with `none`; with `value` it carries no
         gradient.
         """
+        model = self.causal_model
+        if self._head_alone is None:
+            self._head_alone = _head_gives_logits(model)
         if self._head_alone:
-            hidden_BTH = self.model.base_model(input_ids=input_BT, use_cache=False).last_hidden_state
-            logits_AV = self.model.get_output_embeddings()(hidden_BTH.reshape(-1, hidden_BTH.shape[-1])[index_A])
+            hidden_BTH = model.base_model(input_ids=input_BT, use_cache=False).last_hidden_state
+            logits_AV = model.get_output_embeddings()(hidden_BTH.reshape(-1, hidden_BTH.shape[-1])[index_A])
         else:
-            logits_BTV = self.model(input_ids=input_BT, use_cache=False).logits
+            logits_BTV = model(input_ids=input_BT, use_cache=False).logits
             logits_AV = logits_BTV.reshape(-1, logits_BTV.shape[-1])[index_A]
         logits_AV = logits_AV.float()
         if temperature != 1.0:
@@ -67,8 +81,10 @@ def _head_gives_logits(model: PreTrainedModel) -> bool:
         return False
     probe_BT = torch.arange(4, device=model.device)[None] % model.config.get_text_config().vocab_size
     was_training = model.training
-    model.eval()
+    if was_training:
+        model.eval()
     direct = head(model.base_model(input_ids=probe_BT, use_cache=False).last_hidden_state)
     logits = model(input_ids=probe_BT, use_cache=False).logits
-    model.train(was_training)
+    if was_training:
+        model.train()
     return direct.shape == logits.shape and torch.allclose(direct, logits, rtol=_PROBE_TOLERANCE, atol=_PROBE_TOLERANCE)

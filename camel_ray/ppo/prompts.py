@@ -29,6 +29,10 @@ class Prompt:
     """Role and content of all messages."""
     row: str
     """JSON object with the other columns of the source row."""
+    number: int = 0
+    """Its place in the file order of the prompts."""
+    demonstration: str | None = None
+    """The data's own answer, where there is one."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,11 @@ class Prompts:
         offset = start - passes[0] * total
         return [self.prompts[index] for index in order[offset : offset + count]]
 
+    def extra(self, number: int, attempt: int, count: int) -> list[Prompt]:
+        """At most `count` prompts that stand in for others in round `number` (from 0)."""
+        choice = random.Random(f"{self.seed}/{number}/extra/{attempt}")
+        return choice.sample(self.prompts, min(count, len(self.prompts)))
+
     def _order(self, number_of_pass: int) -> list[int]:
         order = list(range(len(self.prompts)))
         random.Random(f"{self.seed}/{number_of_pass}").shuffle(order)
@@ -61,11 +70,13 @@ def encode_prompts(
     seed: int,
     where: str,
     limit: int | None = None,
+    first_number: int = 0,
 ) -> Prompts:
     """Tokenise the prompts of rows (`prompt` or `messages` column); longer ones than `max_length` are left out and
     counted.
 
-    Stops after `limit` prompts. Raises DataError if nothing is left. `where` names the data in the error.
+    Stops after `limit` prompts. Raises DataError if nothing is left. `where` names the data in the error. Prompts are
+    numbered from `first_number`.
     """
     kept: list[Prompt] = []
     too_long = read = 0
@@ -81,7 +92,9 @@ def encode_prompts(
             too_long += 1
             continue
         spoken = tuple((str(m["role"]), str(m["content"])) for m in messages)
-        kept.append(Prompt(tuple(ids), spoken[-1][1], spoken, str(row["row"])))
+        kept.append(
+            Prompt(tuple(ids), spoken[-1][1], spoken, str(row["row"]), first_number + len(kept), _demonstration(row))
+        )
     if not kept:
         reason = (
             f"all {read} are longer than sampling.maxPromptLength = {max_length} tokens"
@@ -98,3 +111,12 @@ def _up_to_last_user(messages: Sequence[Mapping[str, str]]) -> list[Message]:
         if messages[end - 1]["role"] == "user":
             return [Message(role=m["role"], content=m["content"]) for m in messages[:end]]
     return []
+
+
+def _demonstration(row: Mapping[str, Any]) -> str | None:
+    """The data's own answer to the last user message."""
+    for column in ("completion", "chosen"):
+        if column in row:
+            return str(row[column])
+    messages = row.get("messages") or [{"role": "user", "content": ""}]
+    return str(messages[-1]["content"]) if messages[-1]["role"] == "assistant" else None

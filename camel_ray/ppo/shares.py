@@ -1,48 +1,54 @@
-"""An experience cut for the ranks of a host group, and the way back.
+"""Answers divided among the ranks of a host group, and the order in which their results come back.
 
-The same cut serves all roles of a group (reference, critic and actor see the same sequences), so each rank's part
-goes through Ray's object store once however many roles read it.
+A share is row numbers and micro-batches, nothing more: every rank reads the experience from Ray's object store and
+selects its rows itself, so that dividing costs the driver the same for short and for long answers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
-
-import ray
-import torch
-from torch import Tensor
+from dataclasses import dataclass
 
 from camel_ray.ppo.batching import MicroBatch, balance
-from camel_ray.ppo.experience import Experience, Sequences
-from camel_ray.ppo.ragged import gather_index
 
 
+@dataclass(frozen=True)
+class Share:
+    """What one rank works on."""
+
+    rows: list[int]
+    """Rows of the experience."""
+    micro_batches: list[MicroBatch]
+    """Numbered within `rows`. All ranks have equally many, some perhaps empty."""
+
+
+@dataclass(frozen=True)
 class Shares:
-    """`sequences` over `ranks` in micro-batches of at most `budget` padded tokens."""
+    """The shares of all ranks of a group."""
 
-    def __init__(self, sequences: Experience | Sequences, *, ranks: int, budget: int) -> None:
-        cut = balance(sequences.lengths_B.tolist(), ranks=ranks, budget=budget)
-        rows = [[row for batch in batches for row in batch] for batches in cut]
-        self.micro_batches: list[list[MicroBatch]] = [_renumber(batches) for batches in cut]
-        """By rank, numbered within the rank's own part."""
-        self.order_B = torch.tensor([row for part in rows for row in part], dtype=torch.long)
-        self._action_lengths_B = sequences.action_lengths_B
-        self._refs = [ray.put(sequences.select(torch.tensor(part, dtype=torch.long))) for part in rows]
+    by_rank: list[Share]
 
-    def of(self, rank: int) -> tuple[Any, list[MicroBatch]]:
-        """Reference to a rank's part, and its micro-batches."""
-        return self._refs[rank], self.micro_batches[rank]
+    def of(self, rank: int) -> tuple[Share]:
+        """The positional argument a rank gets."""
+        return (self.by_rank[rank],)
 
-    def join(self, parts: Sequence[Tensor]) -> Tensor:
-        """Action-token results of all ranks, (A,), in the order of the experience they were cut from."""
-        return torch.cat(list(parts))[gather_index(self._action_lengths_B[self.order_B], self.order_B.argsort())]
+    @property
+    def order(self) -> list[int]:
+        """Rows in the order in which the ranks' results lie one after the other."""
+        return [row for share in self.by_rank for row in share.rows]
 
 
-def _renumber(batches: Sequence[MicroBatch]) -> list[MicroBatch]:
-    """Row numbers within the rank's part, where micro-batches lie one after the other."""
-    renumbered, start = [], 0
-    for batch in batches:
-        renumbered.append(list(range(start, start + len(batch))))
-        start += len(batch)
-    return renumbered
+def divide(lengths: Sequence[int], *, ranks: int, budget: int, rows: Sequence[int] | None = None) -> Shares:
+    """Shares of the answers with these `lengths` (tokens), micro-batches of at most `budget` padded tokens.
+
+    `rows`: their row numbers in the experience. Default: all of it, in order.
+    """
+    shares = []
+    for batches in balance(lengths, ranks=ranks, budget=budget):
+        own = [index for batch in batches for index in batch]
+        numbered, start = [], 0
+        for batch in batches:
+            numbered.append(list(range(start, start + len(batch))))
+            start += len(batch)
+        shares.append(Share(own if rows is None else [rows[index] for index in own], numbered))
+    return Shares(shares)

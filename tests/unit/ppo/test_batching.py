@@ -34,6 +34,19 @@ def test_ranks_differ_by_at_most_the_longest_sequence(lengths: list[int], ranks:
     assert max(loads) - min(loads) <= max(lengths)
 
 
+@given(lengths=lengths_of, budget=st.integers(1, 100_000))
+def test_one_rank_pads_little_however_large_the_budget(lengths: list[int], budget: int) -> None:
+    (batches,) = balance(lengths, ranks=1, budget=budget)
+    for batch in batches:
+        longest = max(lengths[row] for row in batch)
+        assert sum(longest - lengths[row] for row in batch) <= budget / 16
+
+
+def test_a_long_answer_does_not_pad_the_short_ones() -> None:
+    (batches,) = balance([100, 10, 10, 10], ranks=1, budget=1000)
+    assert batches == [[0], [1, 2, 3]]
+
+
 def test_fewer_sequences_than_ranks_leave_ranks_with_an_empty_micro_batch() -> None:
     assert balance([5, 3], ranks=4, budget=100) == [[[0]], [[1]], [[]], [[]]]
 

@@ -14,7 +14,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from camel_ray.api.stages.ppo import PpoStageSpec
 from camel_ray.ppo import advantages, importance, kl, losses, token_rewards
+from camel_ray.ppo.estimate import estimate_advantages
+from camel_ray.ppo.experience import Experience
 from camel_ray.ppo.ragged import sequence_mean_token_mean, sequence_sum, token_mean
 
 GOLDEN = Path(__file__).parents[2] / "golden"
@@ -64,6 +67,34 @@ def test_gae(inputs: dict[str, Any], expected: dict[str, Any], dtype: torch.dtyp
     )
     rows.check(advantages_A, expected["advantages"])
     rows.check(returns_A, expected["returns"])
+
+
+@cases("gae")
+def test_gae_of_conversations_skips_what_the_policy_did_not_write(
+    inputs: dict[str, Any], expected: dict[str, Any]
+) -> None:
+    """The same rows as an experience: a prompt token in front, the environment's rewards, masks with several runs."""
+    rows = Rows(inputs["mask"], torch.float64)
+    action_BT = torch.nn.functional.pad(rows.mask, (1, 0))
+    whole = Experience(
+        tokens_N=torch.zeros(action_BT.numel(), dtype=torch.long),
+        lengths_B=torch.full((action_BT.shape[0],), action_BT.shape[1]),
+        action_N=action_BT.flatten(),
+        rollout_logprobs_A=rows.flat(inputs["rewards"]) * 0,
+        finished_B=torch.ones(action_BT.shape[0], dtype=torch.bool),
+        groups_B=torch.arange(action_BT.shape[0]),
+        policy_version_B=torch.zeros(action_BT.shape[0], dtype=torch.long),
+        logprobs_A=rows.flat(inputs["rewards"]) * 0,
+        values_A=rows.flat(inputs["values"]),
+        turn_rewards_A=rows.flat(inputs["rewards"]),
+    )
+    spec = PpoStageSpec.model_validate(
+        {"prompts": "p", "whitenAdvantages": False, "gamma": inputs["gamma"], "lam": inputs["lam"]}
+    )
+    result = estimate_advantages(whole, spec, kl_coefficient=0.0, baseline=advantages.Baseline("none"))
+    assert result.advantages_A is not None and result.returns_A is not None
+    rows.check(result.advantages_A, expected["advantages"])
+    rows.check(result.returns_A, expected["returns"])
 
 
 @dtypes
