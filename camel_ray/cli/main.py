@@ -14,7 +14,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from camel_ray.cli import chat, run, spec, stages, starter
+from camel_ray.cli import chat, plan, ppo, run, spec, stages, starter
 from camel_ray.cli.console import print_error
 from camel_ray.errors import CamelError
 from camel_ray.version import __version__
@@ -36,7 +36,9 @@ app = typer.Typer(
 run.register(app)
 spec.register(app)
 stages.register(app)
+plan.register(app)
 chat.register(app)
+ppo.register(app)
 starter.register(app)
 
 # typer ships its own click and gives this class no public name of its own

@@ -211,6 +211,21 @@ class Runner:
             self._listener.stage_finished(stage.name, stage.kind, seconds, made[0].metrics)
         return made[0]
 
+    def context_of(self, name: str) -> StageContext:
+        """What stage `name` was or would be run with: to look into its work. Raises SpecError if a stage it uses is not
+        done.
+        """
+        self.storage.open()
+        index = self._index(name)
+        artifacts: dict[str, Artifact] = {}
+        for above in upstream(self._raw, index):
+            store = StageStore(self.storage, above)
+            if store.state().phase != "done":
+                raise SpecError(f"stage '{above}', which '{name}' uses, is not done; run the pipeline first")
+            artifacts[above] = store.artifacts(contents=False)[0]
+        stage, store = self.pipeline.spec.stages[index], StageStore(self.storage, name)
+        return self._context(index, stage, store, store.state().attempts, artifacts)
+
     def _context(
         self, index: int, stage: Stage, store: StageStore, attempt: int, artifacts: Mapping[str, Artifact]
     ) -> StageContext:
