@@ -1,11 +1,11 @@
 # The two commands to know: `make quickstart` and `make test`. Everything runs in .venv, which tools/setup.sh makes.
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test lint unit ray generate pins clean
+.PHONY: help setup quickstart test lint unit ray vllm generate pins vllm-pins clean
 SHELL := bash
 python := .venv/bin/python
 
 help: ## list the commands
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
 setup: ## make or refresh .venv (the first time: minutes; then: nothing to do)
 	@tools/setup.sh
@@ -14,7 +14,7 @@ quickstart: setup ## the whole chain on this machine: text to a PPO-tuned, evalu
 	@.venv/bin/camel-ray run -f examples/01-quickstart.yaml
 
 test: lint ## all checks and all test layers
-	@$(python) -m pytest tests/unit tests/ray
+	@$(python) -m pytest
 
 lint: setup ## ruff, mypy --strict, layer contracts, generated files
 	@$(python) -m ruff check .
@@ -28,12 +28,18 @@ unit: setup ## unit tests: seconds, no Ray
 ray: setup ## tests that start Ray and train, on this machine
 	@$(python) -m pytest tests/ray
 
+vllm: ## add vLLM (its CPU build) to .venv, for `rollout.engine: vllm` and tests/vllm: docs/guide/vllm.md
+	@tools/setup.sh vllm
+
 generate: setup ## write what is generated from the code: docs/reference, hf_arguments.json
 	@$(python) -m camel_ray.api.generate
 
 pins: setup ## resolve constraints.txt after a change of pyproject.toml (to raise a pin, delete it first)
 	@.venv/bin/uv pip compile pyproject.toml --quiet --all-extras --python $(python) --no-annotate \
 		--custom-compile-command 'make pins' --output-file constraints.txt
+
+vllm-pins: setup ## resolve constraints-vllm.txt after a change of the shared dependencies or of vLLM's version
+	@tools/pin_vllm.sh
 
 clean: ## remove .venv and what tools left here; the shared dependencies and runs stay
 	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

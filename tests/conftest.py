@@ -45,6 +45,7 @@ class Layer:
 # The first that holds a file counts. Spec and command line work without the [train] extra, so their tests do too.
 LAYERS = (
     Layer("ray", "ray", 600, TRAIN),
+    Layer("vllm", "vllm", 600, (*TRAIN, "vllm")),
     Layer("unit/api", "unit", 120, ()),
     Layer("unit/cli", "unit", 120, ()),
     *(

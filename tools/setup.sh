@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Makes .venv in this clone: camel-ray itself, editable, on top of dependencies that all clones of one user share.
+# `tools/setup.sh vllm` adds vLLM, and from then on it comes with every refresh.
 #
 # The dependencies (several GB with torch) live in a virtual environment named after a hash of everything that decides its
 # content. It is built under another name and renamed when it is complete, so an interrupted build is never used. Why:
@@ -64,6 +65,14 @@ build_dependencies() {
     publish "$partial" "$dependencies"
 }
 
+build_vllm() {   # --no-deps: the dependencies stay as they are, among them a build of torch that vLLM's own pin does not name
+    local partial="$vllm.partial.$$"
+    say "installing vLLM into $vllm (once)"
+    "$uv_home/bin/uv" pip install --quiet --python "$dependencies/bin/python" --compile-bytecode --no-deps \
+        --target "$partial" --requirements constraints-vllm.txt
+    publish "$partial" "$vllm"
+}
+
 publish() {   # rename a complete directory into place; where another build was faster, keep that one
     "$python" -c 'import os, sys; os.rename(*sys.argv[1:])' "$1" "$2" 2>/dev/null || { [[ -d $2 ]] && rm -rf "$1"; }
 }
@@ -81,16 +90,27 @@ link_clone() {   # a thin .venv: the shared packages through a .pth file, and ca
     printf '%s\n' "$stamp" > .venv/stamp
 }
 
+link_vllm() {   # named to be read after shared-dependencies.pth: where both have a package, that one counts
+    local here
+    here=$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+    printf 'import site; site.addsitedir(%s)\n' "'$vllm'" > "$here/vllm.pth"
+}
+
 python=$(find_python)
 key=$(environment_key)
 dependencies="$cache/venv-$key"
 uv_home="$cache/uv-$UV_VERSION-$("$python" -c 'import sys; print(sys.implementation.cache_tag)')"
 # What .venv was made from. Clones move: an editable install knows its directory by name.
 stamp="$key $PWD $(cksum < camel_ray/version.py)"
+vllm=""
+if [[ ${1:-} == vllm ]] || compgen -G ".venv/lib/python*/site-packages/vllm.pth" > /dev/null; then
+    vllm="$cache/vllm-$key-$(cksum < constraints-vllm.txt | tr ' ' -)"
+fi
 
 linked() { [[ -d $dependencies && -x .venv/bin/python && -f .venv/stamp && $(< .venv/stamp) == "$stamp" ]]; }
+vllm_linked() { [[ -z $vllm ]] || { [[ -d $vllm ]] && grep -qsF "'$vllm'" .venv/lib/python*/site-packages/vllm.pth; }; }
 
-linked && exit 0
+linked && vllm_linked && exit 0
 mkdir -p "$cache"
 configure_uv
 if command -v flock > /dev/null; then   # without it two first builds do the work twice, and the second is thrown away
@@ -100,5 +120,7 @@ if command -v flock > /dev/null; then   # without it two first builds do the wor
 fi
 [[ -d $uv_home ]] || build_uv
 [[ -d $dependencies ]] || build_dependencies
+[[ -z $vllm || -d $vllm ]] || build_vllm
 linked || link_clone
+vllm_linked || link_vllm
 say "ready: .venv/bin/camel-ray"
