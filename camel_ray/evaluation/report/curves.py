@@ -8,11 +8,16 @@ from camel_ray.evaluation.record import RunRecord, StageRecord
 from camel_ray.evaluation.report.charts import Level, line_chart
 from camel_ray.evaluation.report.headline import number
 from camel_ray.evaluation.report.markup import Html, element
-from camel_ray.evaluation.report.numbers import count, figure, percent, plural
+from camel_ray.evaluation.report.numbers import count, duration, figure, percent, plural
 from camel_ray.evaluation.report.series import Series, series
 
 _TRAINED = ("pretrain", "sft", "reward", "dpo")
-_PHASES = (("seconds_generate", "generate"), ("seconds_score", "score"), ("seconds_train", "train"))
+_PHASES = (
+    ("seconds_generate", "generate"),
+    ("seconds_score", "score"),
+    ("seconds_train", "train"),
+    ("seconds_sync", "sync"),
+)
 
 
 def curves(run: RunRecord) -> Html | None:
@@ -83,7 +88,7 @@ def _ppo(run: RunRecord, stage: StageRecord) -> list[Html | None]:
 def _kl_target(run: RunRecord, stage: StageRecord) -> Level | None:
     """The target, once the stage stated it or, before, from the file; a fixed coefficient has none."""
     kl = run.spec(stage).get("kl") or {}
-    if kl.get("controller") == "fixed":
+    if kl.get("controller") in ("fixed", "none"):
         return None
     target = number(stage.metrics, "kl_target")
     target = number(kl, "target") if target is None else target
@@ -112,8 +117,28 @@ def _phases(stage: StageRecord) -> Html | None:
         element("span", "Time of a step", class_="title"),
         element("div", parts, class_="divided", aria_hidden="true"),
         element("span", legend, class_="legend"),
+        element("span", _traffic(stage), class_="facts"),
         class_="phases",
     )
+
+
+def _traffic(stage: StageRecord) -> str:
+    """What a step costs between processes: calls, moved weights, idle groups."""
+
+    def mean(metric: str) -> float | None:
+        line = series(stage.events, "ppo", metric, "")
+        return sum(y for _, y in line.finite) / len(line.finite) if line and line.finite else None
+
+    facts = []
+    if (calls := mean("remote_calls")) is not None:
+        facts.append(f"{count(calls)} calls to processes")
+    if moved := mean("sync_bytes"):
+        facts.append(f"{count(moved)}B of weights moved in {duration(mean('seconds_sync'))}")
+    names = dict.fromkeys(n for e in stage.events for n in e.get("metrics") or {} if n.startswith("idle_"))
+    idle = [f"{name.removeprefix('idle_')} {percent(mean(name))}" for name in names]
+    if idle:
+        facts.append("idle: " + ", ".join(idle))
+    return " · ".join(facts)
 
 
 def _facts(stage: StageRecord) -> str:

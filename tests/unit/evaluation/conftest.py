@@ -80,7 +80,8 @@ def ppo_events(at: float, steps: int) -> list[dict[str, Any]]:
                 response_length=22 + 6 * share + wave, policy_loss=-0.02 + 0.01 * wave,
                 value_loss=0.5 * math.exp(-3 * share) + 0.1, clip_fraction=0.08 + 0.03 * wave,
                 entropy=2.4 - 0.7 * share + 0.05 * wave,
-                seconds_generate=0.9, seconds_score=0.25, seconds_train=0.85,
+                seconds_generate=0.9, seconds_score=0.25, seconds_train=0.85, seconds_sync=0.2,
+                remote_calls=14, sync_bytes=4_700_000, idle_actor=0.25, idle_rollout=0.6,
             )
         )  # fmt: skip
         if step % 10 == 0:

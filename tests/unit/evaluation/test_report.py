@@ -224,6 +224,13 @@ def test_left_out_metrics_are_listed_with_the_reason(finished: RunRecord) -> Non
     assert "win rate : there is no baseline" in page(replace(finished, evaluation=evaluation)).words
 
 
+def test_the_cost_between_processes_of_a_ppo_step_is_stated(finished: RunRecord) -> None:
+    shown = page(finished).words
+    assert "14 calls to processes" in shown
+    assert "4.7MB of weights moved in 0.2 s" in shown
+    assert "idle: actor 25.0 %, rollout 60.0 %" in shown
+
+
 def test_a_repeated_warning_is_listed_once_with_its_number(finished: RunRecord) -> None:
     note = {"event": "note", "level": "warning", "message": "slow disk"}
     assert "slow disk (3 times)" in page(with_stage(finished, "sft", events=[note] * 3)).words
