@@ -227,7 +227,7 @@ def test_left_out_metrics_are_listed_with_the_reason(finished: RunRecord) -> Non
 def test_the_cost_between_processes_of_a_ppo_step_is_stated(finished: RunRecord) -> None:
     shown = page(finished).words
     assert "14 calls to processes" in shown
-    assert "4.7MB of weights moved in 0.2 s" in shown
+    assert "4.70MB of weights moved in 0.2 s" in shown
     assert "idle: actor 25.0 %, rollout 60.0 %" in shown
 
 
