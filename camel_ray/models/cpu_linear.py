@@ -57,7 +57,7 @@ class OneDnnLinear(nn.Linear):
         if not (_fits(self.weight) and _fits(input)):
             return linear(input, self.weight, self.bias)
         if torch.is_grad_enabled() and (self.weight.requires_grad or input.requires_grad):
-            output: Tensor = _Linear.apply(input, self.weight, self.bias)
+            output: Tensor = _Linear.apply(input, self.weight, self.bias)  # type: ignore[no-untyped-call]
             return output
         return _product(input, self.__dict__.get("packed", self.weight), self.bias)
 
@@ -103,7 +103,8 @@ def _fits(tensor: Tensor) -> bool:
 @cache
 def _mkl_is_slow() -> bool:
     """Whether this processor has AVX-512 and MKL does not use it, because another maker than Intel built it."""
-    if not (torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability() == "AVX512"):
+    one_dnn: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    if not (one_dnn and torch.backends.cpu.get_cpu_capability() == "AVX512"):
         return False
     try:
         information = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")

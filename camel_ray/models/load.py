@@ -30,6 +30,7 @@ from transformers.utils import logging as transformers_logging
 from camel_ray.api.model import ModelSpec
 from camel_ray.errors import ModelError
 from camel_ray.manifest import disk_errors
+from camel_ray.models.cpu_linear import speed_up_linear_layers
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _ROPE_KEYS = frozenset({"rope_theta", "rope_scaling", "rope_parameters"})
@@ -181,12 +182,12 @@ def _load(auto_class: Any, spec: ModelSpec, config: PretrainedConfig, seed: int)
     try:
         if spec.source is None:
             dtype = _DTYPES.get(spec.dtype, torch.float32)
-            return _typed(
+            return _ready(
                 auto_class.from_config(config, dtype=dtype, trust_remote_code=spec.trust_remote_code, **options)
             )
         _check_weights(Path(spec.source))
         with _quiet_loading():
-            return _typed(
+            return _ready(
                 auto_class.from_pretrained(
                     spec.source,
                     config=config,
@@ -241,8 +242,9 @@ class _quiet_loading:
         transformers_logging.set_verbosity(self._verbosity)
 
 
-def _typed(model: Any) -> PreTrainedModel:
+def _ready(model: Any) -> PreTrainedModel:
     assert isinstance(model, PreTrainedModel)
+    speed_up_linear_layers(model)
     return model
 
 

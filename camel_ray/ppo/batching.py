@@ -68,6 +68,14 @@ def _fill(batches: list[MicroBatch], count: int) -> list[MicroBatch]:
     return batches
 
 
+def decode_rows(budget: int, longest: int) -> int:
+    """Answers that are decoded together, for a budget of tokens in a forward pass and sequences of `longest` tokens.
+
+    Decoding keeps no activations, only keys and values: eight times what a training pass may hold.
+    """
+    return max(1, 8 * budget // longest)
+
+
 def mini_batches(count: int, parts: int, *, seed: int) -> list[list[int]]:
     """A seeded shuffle of `count` sequences in `parts` parts of nearly equal size; parts that would be empty are left
     out.

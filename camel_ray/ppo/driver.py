@@ -34,7 +34,7 @@ from camel_ray.ppo.settings import Batch, CriticSettings, PolicySettings
 from camel_ray.ppo.shares import Shares, divide
 
 _AHEAD, _AHEAD_INDEX = "ahead.safetensors", "ahead.json"
-_SAMPLE = 8
+_SAMPLE = 4
 """Answers on which trainer and rollout are compared."""
 
 

@@ -42,6 +42,7 @@ class RoleHost:
         # A waiting OpenMP thread spins by default, which on a machine with more threads than cores stops the others:
         # the same step was seen to take a hundred times longer.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        os.environ.setdefault("GOMP_SPINCOUNT", "5000")  # a few microseconds: no sleep between two small operations
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
         import torch
         import transformers

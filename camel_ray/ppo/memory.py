@@ -27,6 +27,7 @@ from camel_ray.models.memory import (
     zero_state,
 )
 from camel_ray.models.size import ModelSize
+from camel_ray.ppo.batching import decode_rows
 from camel_ray.ppo.placement import GroupPlan, Placement, effective_zero, settings_of
 
 CONTEXT_BYTES = 3 * GIB // 2
@@ -221,13 +222,12 @@ def _rollout(
         room = round(share * device) if device is not None else own + least
         cache = room - own if room >= own + least else round((own + least) / share) - own
         return RoleMemory("rollout", weights=own, cache=cache, loading=weights)
-    tokens, _ = _micro_batch(spec)
-    rows = max(1, spec.micro_batch_tokens // longest)
+    rows = decode_rows(spec.micro_batch_tokens, longest)
     return RoleMemory(
         "rollout",
         weights=weights,
         cache=cache_bytes(size, rows * longest, bf16=bf16),
-        activations=forward_bytes(size, tokens, bf16=bf16)
+        activations=forward_bytes(size, rows * spec.sampling.max_prompt_length, bf16=bf16)
         + logits_bytes(size.vocabulary, rows, bf16=bf16, backward=True),
         loading=weights,
     )

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from camel_ray.models.adapters import causal_model
-from camel_ray.models.cpu_linear import speed_up_linear_layers
 
 Entropy = Literal["none", "value", "gradient"]
 """What a forward pass says about the entropy of the distributions it computed anyway."""
@@ -26,7 +25,6 @@ class PolicyModule(nn.Module):
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
-        speed_up_linear_layers(model)
         self.model = model
         # A model that was loaded in shards (ZeRO-3) answers only after its engine was built.
         sharded = any(hasattr(parameter, "ds_id") for parameter in model.parameters())

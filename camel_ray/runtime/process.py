@@ -55,7 +55,9 @@ def prepare_process(*, cores: int, debug: bool = False) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", str(cores))
     protect_local_ray()
     # Waiting threads spin by default; where other processes want the same cores that slows a step down a hundred times.
+    # A few microseconds of it save a sleep between the operations of a small model, which halves the time of decoding.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("GOMP_SPINCOUNT", "5000")
     _keep_freed_memory()
     if debug:
         return

@@ -141,7 +141,8 @@ class PpoStageSpec(Spec):
     mini_batches: int = Field(default=1, ge=1)
     """Optimizer steps per pass."""
     micro_batch_tokens: int = Field(default=8192, ge=16)
-    """Most tokens in one forward pass of a worker; sequences are grouped by this budget."""
+    """Most tokens in one forward pass of a worker; sequences are grouped by this budget. Decoding, which keeps no
+    activations, takes eight times as many."""
     gamma: float = Field(default=1.0, ge=0.0, le=1.0)
     """Discount per token."""
     lam: float = Field(default=0.95, ge=0.0, le=1.0)

@@ -11,7 +11,7 @@ from torch import Tensor
 from camel_ray.errors import WorkerLost
 from camel_ray.models.generation import Generation, generate
 from camel_ray.models.load import load_causal_lm, load_tokenizer
-from camel_ray.ppo.batching import balance
+from camel_ray.ppo.batching import balance, decode_rows
 from camel_ray.ppo.experience import Sequences
 from camel_ray.ppo.policy import PolicyModule
 from camel_ray.ppo.roles.forward import per_action
@@ -63,7 +63,7 @@ class TransformersEngine:
             stop_ids=self.settings.stop_ids,
             pad_id=self.pad_id,
             uniforms_BT=uniforms_BT,
-            batch_size=max(1, self.micro_batch_tokens // longest),
+            batch_size=decode_rows(self.micro_batch_tokens, longest),
         )
 
     def logprobs(self, sequences: Sequences) -> Tensor:

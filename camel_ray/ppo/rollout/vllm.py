@@ -103,7 +103,8 @@ class VllmEngine:
 
     def load_weights(self, buckets: Iterable[Mapping[str, Tensor]]) -> None:
         """Take over weights; see `RolloutEngine`. After an error the engine is closed: its weights are a mixture."""
-        missing = set(self._shapes) - self._tied
+        missing = set(self._shapes)
+        kept: dict[str, Tensor] = {}
         try:
             if self._asleep:
                 self._call(lambda llm: llm.wake_up(tags=["weights"]))
@@ -116,6 +117,12 @@ class VllmEngine:
                         raise _wrong_weights(f"{name} has shape {[*tensor.shape]} instead of {[*self._shapes[name]]}")
                 self._on_workers("load_bucket", list(bucket.items()))
                 missing -= bucket.keys()
+                kept |= {name: bucket[name] for name in self._tied.values() if name in bucket}
+            # vLLM has a head of its own also where the model's is the embedding, and would keep the old one.
+            for name, twin in self._tied.items():
+                if name in missing and twin in kept:
+                    self._on_workers("load_bucket", [(name, kept[twin])])
+                    missing.discard(name)
             if missing:
                 raise _wrong_weights(f"{min(missing)} is missing")
             self._on_workers("end_weights")
@@ -223,18 +230,17 @@ def _start(settings: RoleSettings, place: Place, context: int | None) -> Any:
 
 def _longest(rollout: RolloutSettings, context: int | None) -> int:
     """Most tokens of a sequence: the cache has room for at least one that long."""
-    sampling, environment = rollout.sampling, rollout.environment
-    turns = 1 if environment is None else environment.max_turns
-    longest = turns * (sampling.max_prompt_length + sampling.max_response_length)
+    # The same with an environment: all that was said before is the prompt of a turn.
+    longest = rollout.sampling.max_prompt_length + rollout.sampling.max_response_length
     return longest if context is None else min(longest, context)
 
 
-def _parameters(config: PretrainedConfig, trust_remote_code: bool) -> tuple[dict[str, torch.Size], frozenset[str]]:
-    """Shapes of the transformers model's weights by name, and the names whose weight another name has too."""
+def _parameters(config: PretrainedConfig, trust_remote_code: bool) -> tuple[dict[str, torch.Size], dict[str, str]]:
+    """Shapes of the transformers model's weights by name, and the names of those that another weight stands for."""
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
-    return shapes, frozenset(model.all_tied_weights_keys or ())
+    return shapes, dict(model.all_tied_weights_keys or {})
 
 
 def _cannot_run(settings: RoleSettings, error: Exception) -> ModelError:
