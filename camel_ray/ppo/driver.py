@@ -100,23 +100,15 @@ class Driver:
 
         return Writing(group.call("rollout", "generate", part, keep=True, texts=self.scorer.reads_text), asked)
 
-    def collect(self, *written: Writing) -> Answers:
-        """Wait for answers; those of several calls become one experience, with groups numbered through."""
-        parts: list[Index] = []
-        refs: list[Any] = []
-        groups = 0
-        for one in written:
-            indices = one.pending.wait()
-            parts.append(_numbered(join_indices(indices), groups))
-            groups = max(parts[-1].groups, default=-1) + 1
-            refs += one.pending.kept
-        index = join_indices(parts)
-        prompts = [prompt for one in written for prompt in one.prompts]
+    def collect(self, written: Writing) -> Answers:
+        """Wait for answers; the parts of several ranks become one experience."""
+        index = join_indices(written.pending.wait())
+        refs = written.pending.kept
         if len(refs) == 1:
-            return Answers(refs[0], index, prompts)
+            return Answers(refs[0], index, written.prompts)
         joined = self.groups["actor"].call_first("buffer", "collect", index.groups, *refs, keep=True)
         joined.wait()
-        return Answers(joined.kept[0], index, prompts)
+        return Answers(joined.kept[0], index, written.prompts)
 
     def with_signal(self, answers: Answers, scored: Scored) -> tuple[Answers, Scored]:
         """Only the answers of prompts whose answers did not all get the same reward."""
@@ -136,7 +128,8 @@ class Driver:
     ) -> tuple[Answers, Scored]:
         """Two sets of answers as one."""
         offset = max(first.index.groups, default=-1) + 1
-        index = join_indices([first.index, _numbered(second.index, offset)])
+        renumbered = replace(second.index, groups=[offset + group for group in second.index.groups])
+        index = join_indices([first.index, renumbered])
         count = len(first.index)
         joined = self.groups["actor"].call_first("buffer", "collect", index.groups, first.ref, second.ref, keep=True)
         joined.wait()
@@ -349,10 +342,6 @@ def answer_figures(judged: Judged) -> dict[str, float]:
         "response_length": statistics.fmean(index.action_lengths),
         "finished": statistics.fmean(index.finished),
     }
-
-
-def _numbered(index: Index, first: int) -> Index:
-    return index if first == 0 else replace(index, groups=[first + group for group in index.groups])
 
 
 def _seed(seed: int, purpose: str) -> int:

@@ -12,7 +12,7 @@ from camel_ray.api.stages.ppo_roles import ImportanceSpec
 from camel_ray.ppo.advantages import Baseline, dr_grpo, gae, group_normalised, reinforce, rloo, spread, whiten
 from camel_ray.ppo.experience import Experience
 from camel_ray.ppo.filters import uniform_share
-from camel_ray.ppo.importance import masked_weights, truncated_weights
+from camel_ray.ppo.importance import masked_answers, masked_weights, truncated_answers, truncated_weights
 from camel_ray.ppo.kl import estimate_kl
 from camel_ray.ppo.ragged import sequence_sum, token_mean
 from camel_ray.ppo.token_rewards import (
@@ -69,15 +69,18 @@ def importance_weights(experience: Experience, spec: ImportanceSpec, *, off_poli
     """
     assert experience.logprobs_A is not None
     logprobs_A, rollout_logprobs_A = experience.logprobs_A, experience.rollout_logprobs_A
-    match spec.correction:
-        case "auto" if not off_policy:
-            return None
-        case "none":
-            return None
-        case "mask":
-            return masked_weights(logprobs_A, rollout_logprobs_A, low=spec.low, high=spec.high)
-        case "auto" | "truncate":
+    lengths_B = experience.action_lengths_B
+    correction = ("truncate" if off_policy else "none") if spec.correction == "auto" else spec.correction
+    match correction, spec.level:
+        case "truncate", "token":
             return truncated_weights(logprobs_A, rollout_logprobs_A, cap=spec.cap)
+        case "truncate", "answer":
+            return truncated_answers(logprobs_A, rollout_logprobs_A, lengths_B, cap=spec.cap)
+        case "mask", "token":
+            return masked_weights(logprobs_A, rollout_logprobs_A, low=spec.low, high=spec.high)
+        case "mask", "answer":
+            return masked_answers(logprobs_A, rollout_logprobs_A, lengths_B, low=spec.low, high=spec.high)
+    return None
 
 
 def estimate_advantages(
@@ -112,7 +115,7 @@ def estimate_advantages(
     return experience if weights_A is None else experience.with_(importance_A=weights_A)
 
 
-def figures(experience: Experience) -> dict[str, float]:
+def figures(experience: Experience, spec: PpoStageSpec) -> dict[str, float]:
     """What a round's report says about its experience beside rewards and lengths; a figure is left out where its
     fields are not there.
 
@@ -138,8 +141,8 @@ def figures(experience: Experience) -> dict[str, float]:
         found["value_mean"] = float(values_A.mean())
         if variance > 0:
             found["explained_variance"] = 1.0 - float((returns_A - values_A).var(unbiased=False)) / variance
-    if experience.importance_A is not None and experience.logprobs_A is not None:
-        ratio_A = (experience.logprobs_A - experience.rollout_logprobs_A).exp()
-        found["importance_mean"] = float(token_mean(experience.importance_A))
-        found["importance_cut"] = float(token_mean((experience.importance_A != ratio_A).float()))
+    if experience.importance_A is not None:
+        weights_A, cap = experience.importance_A, spec.rollout.importance.cap
+        found["importance_mean"] = float(token_mean(weights_A))
+        found["importance_cut"] = float(token_mean(((weights_A == 0) | (weights_A >= cap)).float()))
     return found

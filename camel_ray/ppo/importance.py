@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from camel_ray.ppo.ragged import sequence_mean, sequence_sum, token_mean
+from camel_ray.ppo.ragged import sequence_index, sequence_mean, sequence_sum, token_mean
 
 
 def truncated_weights(logprobs_A: Tensor, rollout_logprobs_A: Tensor, *, cap: float) -> Tensor:
@@ -29,6 +29,21 @@ def sequence_ratios(logprobs_A: Tensor, rollout_logprobs_A: Tensor, lengths_B: T
     """Ratio of whole sequences, (B,): the product over tokens, and its geometric mean (GSPO, Zheng et al. 2025)."""
     d_A = logprobs_A - rollout_logprobs_A
     return sequence_sum(d_A, lengths_B).exp(), sequence_mean(d_A, lengths_B).exp()
+
+
+def truncated_answers(logprobs_A: Tensor, rollout_logprobs_A: Tensor, lengths_B: Tensor, *, cap: float) -> Tensor:
+    """min(ratio of the whole answer, cap) for each of its tokens, (A,)."""
+    product_B, _ = sequence_ratios(logprobs_A, rollout_logprobs_A, lengths_B)
+    return product_B.clamp(max=cap)[sequence_index(lengths_B)]
+
+
+def masked_answers(
+    logprobs_A: Tensor, rollout_logprobs_A: Tensor, lengths_B: Tensor, *, low: float, high: float
+) -> Tensor:
+    """1 for the tokens of answers whose geometric mean ratio lies in [low, high], else 0, (A,)."""
+    _, geometric_B = sequence_ratios(logprobs_A, rollout_logprobs_A, lengths_B)
+    kept_B = (geometric_B >= low) & (geometric_B <= high)
+    return kept_B.to(logprobs_A.dtype)[sequence_index(lengths_B)]
 
 
 @dataclass(frozen=True)

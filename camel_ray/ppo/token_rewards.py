@@ -1,8 +1,6 @@
-"""From one score per answer to one reward per action token, and reward-model scores relative to demonstrations."""
+"""From one score per answer to one reward per action token."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -62,19 +60,3 @@ def place_rewards(kl_A: Tensor, scores_B: Tensor, lengths_B: Tensor, *, kl_coeff
     filled_B = lengths_B > 0
     rewards_A[last_index(lengths_B)[filled_B]] += scores_B[filled_B].to(rewards_A.dtype)
     return rewards_A
-
-
-def subtract_demonstrations(
-    samples: Sequence[Sequence[float]], demonstrations: Sequence[Sequence[float]], *, per_prompt: bool
-) -> list[list[float]]:
-    """Scores of samples minus the mean score of demonstrations, prompt by prompt.
-
-    `per_prompt`: the mean over the demonstrations of the same prompt; else one mean over all demonstrations, so that
-    they score 0 on average (Stiennon et al. 2020; Ouyang et al. 2022, section 3.5).
-    """
-    flat = torch.tensor([s for scores in demonstrations for s in scores], dtype=torch.float64)
-    overall = float(flat.mean())
-    biases = [
-        float(torch.tensor(list(d), dtype=torch.float64).mean()) if per_prompt else overall for d in demonstrations
-    ]
-    return [[score - bias for score in scores] for scores, bias in zip(samples, biases, strict=True)]

@@ -55,8 +55,11 @@ class ImportanceSpec(Spec):
     correction: Literal["auto", "none", "truncate", "mask"] = "auto"
     """`truncate`: weigh each token by min(ratio, cap). `mask`: by the ratio where it lies in [low, high], else 0.
     `auto`: `truncate` where the two policies can differ, else `none`."""
+    level: Literal["token", "answer"] = "token"
+    """Judge each token by its own ratio, or all tokens of an answer alike: `truncate` by the product of their ratios,
+    `mask` by keeping the answer where their geometric mean lies in [low, high]."""
     cap: float = Field(default=2.0, gt=1.0)
-    """Largest weight of a token with `truncate`."""
+    """Largest weight with `truncate`."""
     low: float = Field(default=0.5, gt=0.0, le=1.0)
     """Smallest ratio kept by `mask`."""
     high: float = Field(default=2.0, ge=1.0)

@@ -109,7 +109,7 @@ class Buffer:
             experience, spec, kl_coefficient=kl_coefficient, baseline=baseline, off_policy=verdict.off_policy
         )
         kl = None if experience.reference_logprobs_A is None else float(sequence_kl(experience).mean())
-        return Summary(figures(experience), kl, difference, replace(baseline), experience.index()), experience
+        return Summary(figures(experience, spec), kl, difference, replace(baseline), experience.index()), experience
 
     def save(self, path: str, experience: Experience) -> None:
         """Write an experience to storage."""

@@ -54,7 +54,7 @@ FIELDS: dict[str, Any] = {
     "checkpoint": {"everySteps": 2},
     "kl": {"horizon": 50},
     "emaDecay": 0.5,
-    "limits": {"silentSeconds": 8, "restarts": 50},
+    "limits": {"silentSeconds": 6, "restarts": 50},
 }
 PHASES = {
     ("rollout", "generate"): 3,
@@ -95,7 +95,7 @@ def test_every_role_is_lost_in_every_phase_and_the_run_ends_with_the_same_weight
     faults.install(monkeypatch)
     weights = ppo.weights(tmp_path, placement="split", **FIELDS)
     assert set(faults.sent) == set(PHASES)
-    assert_same(weights, unbroken[1], atol=2e-5)
+    assert_same(weights, unbroken[1], atol=5e-5)
     assert len(ppo.curve(tmp_path, "reward")) == 6
     for metric in ("reward", "kl", "kl_coefficient", "policy_loss", "value_loss"):
         expected = pytest.approx(ppo.curve(unbroken[0], metric), rel=1e-3, abs=1e-5)
@@ -121,7 +121,7 @@ def test_a_rank_lost_in_a_collective_is_named_and_its_group_comes_back(
     faults.install(monkeypatch)
     weights = ppo.weights(tmp_path, workers=2, zero=3, **FIELDS)
     assert faults.sent
-    assert_same(weights, unbroken[1], atol=2e-5)
+    assert_same(weights, unbroken[1], atol=5e-5)
     lost = [note for note in ppo.notes(tmp_path) if "it is replaced" in note]
     assert len(lost) == 1
     assert "rank 1 of 2 on node" in lost[0]

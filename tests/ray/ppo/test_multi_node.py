@@ -62,7 +62,7 @@ def test_split_roles_live_on_their_worker_groups_and_learn_the_same(
     ray_cluster(train, train, {"num_cpus": 4, "labels": {GROUP: "serve"}})
     found = where_hosts_went(monkeypatch)
     weights = ppo.weights(tmp_path, cluster=CLUSTER, **FIELDS)
-    assert_same(weights, plain[1], atol=1e-5)
+    assert_same(weights, plain[1], atol=5e-5)
     assert found == {
         "actor": {"train"},
         "critic": {"train"},
@@ -85,5 +85,5 @@ def test_a_cluster_that_grows_runs_the_stage(
     autoscaling_ray({"train": node("train", 2, 2), "serve": node("serve", 4, 1)})
     groups = [{"name": n, "minReplicas": 0, "maxReplicas": m} for n, m in (("train", 2), ("serve", 1))]
     weights = ppo.weights(tmp_path, cluster={"groups": groups, "autoscaling": {"enabled": True}}, **FIELDS)
-    assert_same(weights, plain[1], atol=1e-5)
+    assert_same(weights, plain[1], atol=5e-5)
     assert any("waits" in note or "missing" in note for note in ppo.notes(tmp_path)), ppo.notes(tmp_path)

@@ -48,7 +48,7 @@ def test_adapters_alone_learn_and_come_out_merged(ppo: Any, tmp_path: Path, asse
     assert all("proj" in name for name in changed)
     # The reference is the actor with its adapters off: its KL is that of a reference of its own.
     split = ppo.weights(tmp_path / "split", placement="split", workers=2, zero=3, **fields)
-    assert_same(split, merged, atol=1e-5)
+    assert_same(split, merged, atol=5e-5)
     assert ppo.curve(tmp_path / "split", "kl") == pytest.approx(ppo.curve(tmp_path / "one", "kl"), rel=1e-3, abs=1e-5)
     assert abs(ppo.curve(tmp_path / "one", "kl")[-1]) > 1e-4
 
@@ -92,7 +92,7 @@ def test_conversations_of_several_turns_are_learned_from(ppo: Any, tmp_path: Pat
     two = ppo.weights(tmp_path / "two", workers=2, **fields)
     assert ppo.curve(tmp_path / "one", "turns") == [3.0, 3.0]
     assert min(ppo.curve(tmp_path / "one", "reward")) > 0.3
-    assert max(float((one[name] - two[name]).abs().max()) for name in one) < 1e-5
+    assert max(float((one[name] - two[name]).abs().max()) for name in one) < 5e-5
 
 
 def test_rewards_relative_to_demonstrations(ppo: Any, tmp_path: Path) -> None:

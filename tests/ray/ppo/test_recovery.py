@@ -70,7 +70,7 @@ def test_a_checkpoint_goes_on_with_other_workers_and_another_zero_stage(
     work = tmp_path / "changed"
     ppo.weights(work, steps=2, workers=2, zero=3)
     actual = ppo.weights(work, steps=4, workers=1, zero=1, placement="split")
-    assert_same(actual, expected, atol=1e-5)
+    assert_same(actual, expected, atol=5e-5)
     assert any("continues after round 2" in note for note in ppo.notes(work))
 
 

@@ -183,8 +183,8 @@ def test_importance_weights_follow_the_correction(
         assert result.importance_A is None
     else:
         assert result.importance_A is not None and result.importance_A.tolist() == [wanted[0]] + [wanted[1]] * 9
-        assert figures(result)["importance_cut"] == pytest.approx(0.1)
-        assert figures(result)["importance_mean"] == pytest.approx((wanted[0] + 9) / 10)
+        assert figures(result, spec)["importance_cut"] == pytest.approx(0.1)
+        assert figures(result, spec)["importance_mean"] == pytest.approx((wanted[0] + 9) / 10)
 
 
 def test_figures_say_how_good_the_critic_was_and_how_many_groups_were_uniform() -> None:
@@ -194,10 +194,10 @@ def test_figures_say_how_good_the_critic_was_and_how_many_groups_were_uniform() 
         kl_coefficient=0.0,
         baseline=Baseline("none"),
     )
-    found = figures(result)
+    found = figures(result, spec_of())
     assert found["uniform_groups"] == 0.5
     assert found["explained_variance"] == pytest.approx(0.0)
     assert found["advantage_max"] == 3.0
     assert result.returns_A is not None
-    assert figures(result.with_(values_A=result.returns_A))["explained_variance"] == pytest.approx(1.0)
-    assert figures(conversations()) == {"turns": 1.5, "uniform_groups": 0.0}
+    assert figures(result.with_(values_A=result.returns_A), spec_of())["explained_variance"] == pytest.approx(1.0)
+    assert figures(conversations(), spec_of()) == {"turns": 1.5, "uniform_groups": 0.0}
