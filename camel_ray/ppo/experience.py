@@ -240,7 +240,8 @@ def save_experience(experience: Experience, path: Path) -> None:
     tensors = {f.name: value for f in fields(Experience) if (value := getattr(experience, f.name)) is not None}
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({name: value.contiguous() for name, value in tensors.items()}, path)
+        # Copies: the policy's log-probabilities may be rollout's own, and the format keeps no tensor twice.
+        save_file({name: value.clone().contiguous() for name, value in tensors.items()}, path)
 
 
 def load_experience(path: Path) -> Experience:

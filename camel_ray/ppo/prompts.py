@@ -28,7 +28,7 @@ class Prompt:
     messages: tuple[tuple[str, str], ...]
     """Role and content of all messages."""
     row: str
-    """JSON object with the other columns of the source row."""
+    """JSON object with the other columns of the source row, and the data's own answer as `completion`."""
     number: int = 0
     """Its place in the file order of the prompts."""
     demonstration: str | None = None

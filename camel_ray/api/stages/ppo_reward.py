@@ -26,8 +26,9 @@ class RewardFunctionSpec(Spec):
 class AnswerRewardSpec(Spec):
     """Compares the last number of an answer with the right one (GSM8K and other sums)."""
 
-    field: str = "answer"
-    """Column of the prompts' rows with the right answer. Of a GSM8K solution, what follows `####` counts."""
+    field: str | None = None
+    """Column of the prompts' rows with the right answer. Default: the column `answer`, else the data's own answer to
+    the prompt. Of a GSM8K solution, what follows `####` counts."""
     correct: float = 1.0
     """Score of a right answer."""
     wrong: float = 0.0

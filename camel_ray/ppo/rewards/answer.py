@@ -12,7 +12,7 @@ from fractions import Fraction
 
 from camel_ray.api.stages.ppo_reward import AnswerRewardSpec
 from camel_ray.errors import RewardError
-from camel_ray.ppo.rewards.score import Answered
+from camel_ray.ppo.rewards.score import DEMONSTRATION, Answered
 
 # Digits beyond this are noise of a policy that repeats itself; int() would take quadratic time over them.
 _MAX_DIGITS = 300
@@ -80,7 +80,7 @@ def _value(match: re.Match[str]) -> Fraction | None:
 
 
 class AnswerCheck:
-    """Scores answers by `spec.correct` and `spec.wrong` against the column `spec.field` of the prompts' rows."""
+    """Scores answers by `spec.correct` and `spec.wrong` against the right ones in the prompts' rows."""
 
     def __init__(self, spec: AnswerRewardSpec) -> None:
         self.spec = spec
@@ -99,9 +99,10 @@ class AnswerCheck:
             self._right(row, f"row {number} of the prompts")
 
     def _right(self, row: str, where: str) -> Fraction:
-        field = self.spec.field
         # Numbers stay text: a float would not be the decimal that stands in the data.
         columns = json.loads(row, parse_float=str, parse_int=str, parse_constant=str)
+        own = "answer" not in columns and DEMONSTRATION in columns
+        field = self.spec.field or (DEMONSTRATION if own else "answer")
         if field not in columns:
             others = ", ".join(sorted(columns)) or "none"
             raise RewardError(

@@ -16,6 +16,10 @@ WRONG_COUNT = "wrong number of scores"
 NOT_TRIED = "not tried"
 
 
+DEMONSTRATION = "completion"
+"""Key of a prompt's row under which rewards find the data's own answer, where there is one."""
+
+
 @dataclass(frozen=True)
 class Answered:
     """An answer as rewards see it."""

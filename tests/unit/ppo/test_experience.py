@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from camel_ray.ppo.experience import Experience, from_answers
+from camel_ray.errors import ModelError
+from camel_ray.ppo.experience import (
+    Experience,
+    concatenate,
+    from_answers,
+    join_indices,
+    load_experience,
+    save_experience,
+)
 from camel_ray.ppo.ragged import discounted_sum, gather_index
 
 
@@ -81,3 +92,28 @@ def test_the_scan_by_doubling_equals_the_recurrence(lengths: list[int], discount
         expected += sums[::-1]
     actual = discounted_sum(values, torch.tensor(lengths), discount)
     torch.testing.assert_close(actual, torch.tensor(expected, dtype=torch.float64), rtol=1e-12, atol=1e-12)
+
+
+def test_what_was_saved_is_read_back_also_where_fields_share_their_memory(tmp_path: Path) -> None:
+    whole = experience_of([(3, 2), (1, 4)])
+    whole = whole.with_(logprobs_A=whole.rollout_logprobs_A)
+    save_experience(whole, tmp_path / "round" / "experience.safetensors")
+    again = load_experience(tmp_path / "round" / "experience.safetensors")
+    for f in fields(Experience):
+        kept, read = getattr(whole, f.name), getattr(again, f.name)
+        assert (kept is None and read is None) or torch.equal(kept, read), f.name
+    (tmp_path / "other").write_bytes(b"no tensors")
+    with pytest.raises(ModelError, match="holds no experience"):
+        load_experience(tmp_path / "other")
+
+
+@given(first=sizes_of, second=sizes_of)
+def test_parts_joined_are_the_whole_and_so_are_their_indices(
+    first: list[tuple[int, int]], second: list[tuple[int, int]]
+) -> None:
+    parts = [experience_of(first), experience_of(second)]
+    whole = concatenate(parts)
+    index = join_indices([part.index() for part in parts])
+    assert whole.index() == index
+    rows = list(range(len(index)))[::-1]
+    assert whole.select(torch.tensor(rows)).index() == index.select(rows)
