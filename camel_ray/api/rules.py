@@ -248,6 +248,9 @@ def _ppo(spec: Mapped, stages: list[Mapped], i: int) -> Iterator[Violation]:
     if isinstance(longest, int) and isinstance(buffer, int) and buffer > longest:
         message = f"overlongBuffer {buffer} is above sampling.maxResponseLength {longest}"
         yield Violation(("ppo", "reward", "overlongBuffer"), message)
+    url = _mapping(reward.get("http")).get("url")
+    if isinstance(url, str) and not url.startswith(("http://", "https://")):
+        yield Violation(("ppo", "reward", "http", "url"), f"'{url}' is no address of a web service; write http(s)://...")
     yield from _ppo_offload(ppo)
     yield from _ppo_placement(ppo)
 

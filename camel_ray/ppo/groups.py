@@ -334,7 +334,9 @@ class Pending:
             if self.group.hosts[rank].node and quiet > self.group.limits.silent_seconds:
                 silent.append((rank, f"gave no sign of life for {quiet:.0f} s in {self.what}"))
         if late and not silent:
-            silent = [(rank, f"did not finish {self.what} within {self.limit_seconds:.0f} s") for rank in ranks]
+            others = f", nor did rank {', '.join(map(str, ranks[1:]))}" if self.group.trains and ranks[1:] else ""
+            late_by = f"did not finish {self.what} within {self.limit_seconds:.0f} s{others}"
+            silent = [(rank, late_by) for rank in ranks]
         for rank, how in silent:
             doing = self.group.hosts[rank].doing
             last = f" (last seen in {doing.what}, {doing.seconds:.0f} s)" if doing is not None else ""

@@ -5,6 +5,7 @@ Because the order is a function of the round, a resumed run needs no data positi
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from camel_ray.data.conversations import Message
 from camel_ray.data.templates import encode_prompt
 from camel_ray.errors import DataError
+from camel_ray.ppo.rewards.score import DEMONSTRATION
 
 
 @dataclass(frozen=True)
@@ -92,9 +94,11 @@ def encode_prompts(
             too_long += 1
             continue
         spoken = tuple((str(m["role"]), str(m["content"])) for m in messages)
-        kept.append(
-            Prompt(tuple(ids), spoken[-1][1], spoken, str(row["row"]), first_number + len(kept), _demonstration(row))
-        )
+        number, demonstration = first_number + len(kept), _demonstration(row)
+        columns = str(row["row"])
+        if demonstration is not None:
+            columns = json.dumps({DEMONSTRATION: demonstration, **json.loads(columns)})
+        kept.append(Prompt(tuple(ids), spoken[-1][1], spoken, columns, number, demonstration))
     if not kept:
         reason = (
             f"all {read} are longer than sampling.maxPromptLength = {max_length} tokens"

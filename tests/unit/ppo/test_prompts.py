@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
+from camel_ray.api.stages.ppo_reward import AnswerRewardSpec
 from camel_ray.data.tokenizer import train_tokenizer
 from camel_ray.errors import DataError
 from camel_ray.ppo.prompts import Prompts, encode_prompts
+from camel_ray.ppo.rewards.answer import AnswerCheck
+from camel_ray.ppo.rewards.score import Answered
 
 TOKENIZER = train_tokenizer(["a list of words that are read again and again"] * 3, vocab_size=300)
 
@@ -61,3 +66,13 @@ def test_the_answer_of_a_conversation_is_not_part_of_its_prompt() -> None:
 
 def test_reading_stops_at_the_limit() -> None:
     assert len(encode([row(str(i)) for i in range(9)], limit=4).prompts) == 4
+
+
+def test_rewards_find_the_datas_own_answer_in_the_row() -> None:
+    prompt = encode([row("a", completion="so it is 42") | {"row": '{"level": 3}'}]).prompts[0]
+    assert prompt.demonstration == "so it is 42"
+    assert json.loads(prompt.row) == {"level": 3, "completion": "so it is 42"}
+    assert AnswerCheck(AnswerRewardSpec())([Answered("a", "42.0", prompt.row)]) == [1.0]
+    named = encode([row("a", completion="no") | {"row": '{"completion": "column"}'}]).prompts[0]
+    assert json.loads(named.row) == {"completion": "column"}
+    assert encode([row("a")]).prompts[0].row == "{}"
