@@ -26,7 +26,7 @@ class Done:
         return self.answers
 
 
-@dataclass
+@dataclass(eq=False)
 class LocalGroup:
     """`roles[rank][role]` are the roles of the group's ranks."""
 
