@@ -354,7 +354,7 @@ class Pending:
     def _failed(self, rank: int, error: RayTaskError, answers: Mapping[int, Any]) -> None:
         """An exception in a rank: the user's, ours, or the echo of another rank's death in a collective."""
         if isinstance(error.cause, CamelError):
-            raise error.cause from error
+            raise error.cause or error from error
         if _is_out_of_memory(error.cause):
             raise OutOfMemory(
                 f"{self.group.name_of(rank)} ran out of memory in {self.what}; lower microBatchTokens, or raise zero"
@@ -368,7 +368,8 @@ class Pending:
                 except RayActorError as death:
                     self._lost(other, f"died in {self.what}", death)
             time.sleep(_GLANCE_SECONDS / 4)
-        raise error
+        # The exception itself, whose message a user can read; Ray's has the remote traceback, for --debug.
+        raise error.cause or error from error
 
 
 def _asks(name: str, *args: Any, returns: int = 1, **kw: Any) -> Callable[[_Host], Any]:
