@@ -110,7 +110,7 @@ class Environments:
         if closed:
             raise ValueError(f"conversation {closed[0]} is not open")
         replies = self._exchange({number: {"step": answer} for number, answer in answers.items()})
-        return {number: self._turn(number, reply) for number, reply in replies.items()}
+        return {number: self._turn(number, replies[number]) for number in answers}
 
     def end(self) -> None:
         """End all conversations."""

@@ -75,10 +75,23 @@ PHASES = {
 """Role and method, and the number of the call in which the process is hit."""
 
 
+SPLIT: dict[str, Any] = {"placement": "split", **FIELDS}
+TWO_RANKS: dict[str, Any] = {"workers": 2, "zero": 3, **FIELDS}
+Run = tuple[Path, dict[str, torch.Tensor]]
+
+
 @pytest.fixture(scope="module")
-def unbroken(ppo: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, torch.Tensor]]:
-    work = tmp_path_factory.mktemp("unbroken")
-    return work, ppo.weights(work, **FIELDS)
+def split(ppo: Any, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """An unbroken run of every role in a process of its own."""
+    work = tmp_path_factory.mktemp("split")
+    return work, ppo.weights(work, **SPLIT)
+
+
+@pytest.fixture(scope="module")
+def two_ranks(ppo: Any, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """An unbroken run of two processes that host all roles."""
+    work = tmp_path_factory.mktemp("two-ranks")
+    return work, ppo.weights(work, **TWO_RANKS)
 
 
 @pytest.mark.timeout(900)
@@ -86,19 +99,19 @@ def unbroken(ppo: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, 
 def test_every_role_is_lost_in_every_phase_and_the_run_ends_with_the_same_weights(
     ppo: Any,
     tmp_path: Path,
-    unbroken: tuple[Path, dict[str, torch.Tensor]],
+    split: Run,
     assert_same: Any,
     monkeypatch: pytest.MonkeyPatch,
     kind: signal.Signals,
 ) -> None:
     faults = Faults(kind, dict(PHASES))
     faults.install(monkeypatch)
-    weights = ppo.weights(tmp_path, placement="split", **FIELDS)
+    weights = ppo.weights(tmp_path, **SPLIT)
     assert set(faults.sent) == set(PHASES)
-    assert_same(weights, unbroken[1], atol=5e-5)
+    assert_same(weights, split[1], atol=1e-6)
     assert len(ppo.curve(tmp_path, "reward")) == 6
     for metric in ("reward", "kl", "kl_coefficient", "policy_loss", "value_loss"):
-        expected = pytest.approx(ppo.curve(unbroken[0], metric), rel=1e-3, abs=1e-5)
+        expected = pytest.approx(ppo.curve(split[0], metric), rel=1e-5, abs=1e-6)
         assert ppo.curve(tmp_path, metric) == expected, metric
     notes = [note for note in ppo.notes(tmp_path) if "it is replaced" in note]
     assert len(notes) == len(PHASES)
@@ -112,16 +125,16 @@ def test_every_role_is_lost_in_every_phase_and_the_run_ends_with_the_same_weight
 def test_a_rank_lost_in_a_collective_is_named_and_its_group_comes_back(
     ppo: Any,
     tmp_path: Path,
-    unbroken: tuple[Path, dict[str, torch.Tensor]],
+    two_ranks: Run,
     assert_same: Any,
     monkeypatch: pytest.MonkeyPatch,
     kind: signal.Signals,
 ) -> None:
     faults = Faults(kind, {("actor", "update"): 4}, rank=1)
     faults.install(monkeypatch)
-    weights = ppo.weights(tmp_path, workers=2, zero=3, **FIELDS)
+    weights = ppo.weights(tmp_path, **TWO_RANKS)
     assert faults.sent
-    assert_same(weights, unbroken[1], atol=5e-5)
+    assert_same(weights, two_ranks[1], atol=1e-6)
     lost = [note for note in ppo.notes(tmp_path) if "it is replaced" in note]
     assert len(lost) == 1
     assert "rank 1 of 2 on node" in lost[0]
