@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -13,9 +13,8 @@ from camel_ray.api.stages.ppo import ClipSpec, SamplingSpec
 from camel_ray.api.stages.ppo_roles import GuardSpec, LoraSpec, RolloutSpec
 from camel_ray.api.training import OptimizerSpec
 from camel_ray.ppo.kl import KlEstimator
+from camel_ray.ppo.losses import Aggregation
 from camel_ray.ppo.ptx import PtxText
-
-LossAggregation = Literal["token-mean", "sequence-mean"]
 
 
 @dataclass(frozen=True)
@@ -90,7 +89,7 @@ class PolicySettings:
     entropy_coefficient: float
     kl_estimator: KlEstimator
     ptx_coefficient: float
-    loss_aggregation: LossAggregation
+    loss_aggregation: Aggregation
 
 
 @dataclass(frozen=True)
@@ -98,7 +97,7 @@ class CriticSettings:
     """How the critic learns."""
 
     clip: float | None
-    loss_aggregation: LossAggregation
+    loss_aggregation: Aggregation
 
 
 @dataclass(frozen=True)
