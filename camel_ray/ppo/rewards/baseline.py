@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Literal
 
 from camel_ray.errors import RewardError
 
@@ -46,12 +46,3 @@ class RewardBaseline:
         """
         means = self.of_prompt or {}
         return [score - means.get(prompt, self.overall) for score, prompt in zip(scores, prompts, strict=True)]
-
-    def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps, as JSON."""
-        return {"overall": self.overall, "of_prompt": None if self.of_prompt is None else list(self.of_prompt.items())}
-
-    @classmethod
-    def from_state(cls, state: Mapping[str, Any]) -> Self:
-        """Inverse of `state`."""
-        return cls(state["overall"], None if state["of_prompt"] is None else dict(state["of_prompt"]))
