@@ -17,7 +17,7 @@ from camel_ray.ppo.batching import MicroBatch
 from camel_ray.ppo.engine import TrainingEngine, loading
 from camel_ray.ppo.experience import Experience, Sequences
 from camel_ray.ppo.kl import estimate_kl
-from camel_ray.ppo.losses import PolicyLoss, policy_loss, token_weights
+from camel_ray.ppo.losses import PolicyLoss, approximate_kl, policy_loss, token_weights
 from camel_ray.ppo.policy import PolicyModule
 from camel_ray.ppo.ptx import PtxText
 from camel_ray.ppo.roles.forward import on, padded, per_action
@@ -180,14 +180,14 @@ def _figures(
     `clip_fraction`: tokens whose gradient the clip took away, and the parts of it at the lower limit (negative
     advantage) and the upper one; `approximate_kl`: KL(old || new) by k3.
     """
-    shift_A = logprobs_A - old_A
+    kl = approximate_kl(logprobs_A, old_A)["k3"] * logprobs_A.shape[0]
     values = {
         "clip_fraction": result.clip_active_A,
         "clip_fraction_low": result.clip_active_A * (advantages_A < 0),
         "clip_fraction_high": result.clip_active_A * (advantages_A > 0),
         "dual_clip_fraction": result.dual_clip_A,
         "entropy": entropy_A,
-        "approximate_kl": torch.expm1(shift_A) - shift_A,
+        "approximate_kl": kl,
     }
     # One transfer from the device instead of one per figure.
     sums = torch.stack([value_A.detach().sum() for value_A in values.values()]).tolist()
