@@ -10,7 +10,8 @@
         ├── StorageUnavailable       21      storage cannot be read or written (full disk, network)
         ├── WorkerLost               22      a process that belonged to the run is gone
         ├── OutOfMemory              23      host or device memory ran out
-        └── Preempted                24      the machine was taken away; never uses the retry budget
+        ├── Preempted                24      the machine was taken away; never uses the retry budget
+        └── Stopped                  25      somebody asked it to stop; what it had done is saved
 
 A message is one sentence: what is wrong, where (file, line, field), and what to do. The exit code of a stage tells
 the operator the class, so the numbers are part of the contract. 130 is Ctrl-C; any other exception is a bug and exits
@@ -90,3 +91,9 @@ class Preempted(RetryableError):
     """The machine was taken away; a retry is free."""
 
     exit_code: ClassVar[int] = 24
+
+
+class Stopped(RetryableError):
+    """Somebody asked the stage to stop (suspend, cancel, SIGTERM); the next attempt continues where it ended."""
+
+    exit_code: ClassVar[int] = 25

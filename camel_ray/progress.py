@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,9 @@ from typing import Any, Literal
 from camel_ray.manifest import disk_errors
 
 Unit = Literal["steps", "rows", "tokens", "batches"]
+_WINDOW_SECONDS = 20.0
+"""Rates are means over the events of this time, so that a change of speed shows soon and a single slow step does
+not."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +88,31 @@ class ProgressReader:
         end = data.rfind(b"\n") + 1
         self._offset += end
         return [json.loads(line) for line in data[:end].splitlines() if line.strip()]
+
+
+class Rate:
+    """Speed of one task: units and tokens per second over the last events of this attempt."""
+
+    def __init__(self) -> None:
+        self._points: deque[tuple[float, float, float]] = deque()
+
+    def add(self, at: float, done: float, tokens: float) -> None:
+        """At epoch second `at`, `done` units and `tokens` tokens were finished. Going back (a new attempt) starts
+        over.
+        """
+        if self._points and (done < self._points[-1][1] or tokens < self._points[-1][2]):
+            self._points.clear()
+        self._points.append((at, done, tokens))
+        while len(self._points) > 2 and at - self._points[0][0] > _WINDOW_SECONDS:
+            self._points.popleft()
+
+    def per_second(self) -> tuple[float, float]:
+        """Units and tokens per second; 0 before there are two events."""
+        if len(self._points) < 2:
+            return 0.0, 0.0
+        (start, done, tokens), (end, done_now, tokens_now) = self._points[0], self._points[-1]
+        seconds = end - start
+        return ((done_now - done) / seconds, (tokens_now - tokens) / seconds) if seconds > 0 else (0.0, 0.0)
 
 
 def curve(events: list[dict[str, Any]], task: str, metric: str) -> list[tuple[int, float]]:

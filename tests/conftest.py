@@ -1,23 +1,26 @@
 """What all tests share: quiet and offline libraries, layers by folder, and a loud word about a layer that cannot run.
 
 A test's layer is its folder, so nobody has to mark anything: `tests/unit` needs seconds, `tests/ray` starts Ray and
-trains. Modules that a folder needs are listed here; where one is missing the whole folder is left out and the summary
-says so.
+trains, `tests/cluster` starts a Kubernetes control plane. What a folder needs is listed here; where something is
+missing the whole folder is left out and the summary says so.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 import shutil
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from camel_ray.ray_session import protect_local_ray, shut_down_ray
+from rig.control_plane import missing_tools
 
 TESTS = Path(__file__).parent
 TRAIN = ("datasets", "deepspeed", "ray", "torch", "transformers", "trl")
@@ -25,17 +28,21 @@ TRAIN = ("datasets", "deepspeed", "ray", "torch", "transformers", "trl")
 
 @dataclass(frozen=True)
 class Layer:
-    """A folder of tests: its marker, its limit against hangs, and the modules it cannot run without."""
+    """A folder of tests: its marker, its limit against hangs, and what it cannot run without."""
 
     folder: str
     marker: str
     timeout_seconds: int
-    needs: tuple[str, ...]
+    needs: tuple[str, ...] = ()
+    """Modules."""
+    lacks: Callable[[], str] = str
+    """What else is missing, in words; empty if nothing is."""
 
-    @property
-    def missing(self) -> tuple[str, ...]:
-        """Modules of `needs` that are not installed."""
-        return tuple(name for name in self.needs if importlib.util.find_spec(name) is None)
+    @functools.cached_property
+    def missing(self) -> str:
+        """Why the layer cannot run; empty if it can."""
+        modules = [name for name in self.needs if importlib.util.find_spec(name) is None]
+        return f"{', '.join(modules)} cannot be imported" if modules else self.lacks()
 
     def holds(self, path: Path) -> bool:
         """Whether a test file lies in the folder."""
@@ -46,13 +53,14 @@ class Layer:
 LAYERS = (
     Layer("ray", "ray", 600, TRAIN),
     Layer("vllm", "vllm", 600, (*TRAIN, "vllm")),
-    Layer("unit/api", "unit", 120, ()),
-    Layer("unit/cli", "unit", 120, ()),
+    Layer("cluster", "cluster", 300, lacks=missing_tools),
+    Layer("unit/api", "unit", 120),
+    Layer("unit/cli", "unit", 120),
     *(
         Layer(f"unit/{package}", "unit", 120, TRAIN)
         for package in ("data", "evaluation", "models", "ppo", "runtime", "stages", "training")
     ),
-    Layer("unit", "unit", 120, ()),
+    Layer("unit", "unit", 120),
 )
 
 _QUIET = {
@@ -113,7 +121,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     for layer in sorted(_left_out, key=lambda layer: layer.folder):
-        line = f"NOT RUN: tests/{layer.folder}, because {', '.join(layer.missing)} cannot be imported"
+        line = f"NOT RUN: tests/{layer.folder}, because {layer.missing}"
         terminalreporter.write_line(line, red=True, bold=True)
 
 

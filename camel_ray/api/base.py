@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pydantic import BaseModel, ConfigDict
 from pydantic.alias_generators import to_camel
 
@@ -20,5 +22,23 @@ class Spec(BaseModel):
     )
 
     def wire(self) -> dict[str, object]:
-        """The camelCase JSON form without unset defaults, as a user would write it."""
-        return self.model_dump(mode="json", by_alias=True, exclude_none=True)
+        """The camelCase JSON form, defaults included, from which the same spec can be read again.
+
+        What is None is left out, except where None is not the default (`valueClip: null` turns the clip off).
+        """
+        document: dict[str, object] = _without_unset(self, self.model_dump(mode="json", by_alias=True))
+        return document
+
+
+def _without_unset(value: Any, dumped: Any) -> Any:
+    """`dumped`, the JSON form of `value`, without the fields that are None by default."""
+    if isinstance(value, Spec):
+        found = {}
+        for name, info in type(value).model_fields.items():
+            key = info.alias or name
+            if dumped[key] is not None or info.default is not None:
+                found[key] = _without_unset(getattr(value, name), dumped[key])
+        return found
+    if isinstance(value, list):
+        return [_without_unset(item, form) for item, form in zip(value, dumped, strict=True)]
+    return dumped

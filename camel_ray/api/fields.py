@@ -15,6 +15,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from camel_ray.api.base import Spec
+from camel_ray.api.cluster import PATTERN_WORDS
 
 _SCALARS: dict[Any, str] = {
     str: "text",
@@ -75,7 +76,8 @@ def choices(annotation: Any) -> list[Any]:
 def expected(annotation: Any, metadata: list[Any] | None = None) -> str:
     """What a value should be, such as `a whole number, at least 1` or `text or a list of text`."""
     words = " or ".join(dict.fromkeys(_one(option) for option in alternatives(annotation) if option is not type(None)))
-    bounds = " and ".join(_bounds(metadata or []))
+    several = any(typing.get_origin(option) in (list, tuple, dict) for option in alternatives(annotation))
+    bounds = " and ".join(_bounds(metadata or [], "entries" if several else "characters"))
     return f"{words}, {bounds}" if bounds else words
 
 
@@ -162,24 +164,24 @@ def choice_words(values: list[Any]) -> str:
     return "one of " + ", ".join(str(v) for v in values)
 
 
-def _bounds(metadata: list[Any]) -> Iterator[str]:
+def _bounds(metadata: list[Any], counted: str) -> Iterator[str]:
     for constraint in metadata:
         for name, words in _BOUNDS.items():
             if (limit := getattr(constraint, name, None)) is not None:
                 yield words.format(int(limit) if limit == int(limit) else limit)
         if (least := getattr(constraint, "min_length", None)) is not None:
-            yield "not empty" if least == 1 else f"with at least {least} entries"
+            yield "not empty" if least == 1 else f"with at least {least} {counted}"
         if (most := getattr(constraint, "max_length", None)) is not None:
-            yield f"with at most {most} entries"
+            yield f"with at most {most} {counted}"
         if pattern := getattr(constraint, "pattern", None):
             yield _pattern_words(str(pattern))
 
 
 def _pattern_words(pattern: str) -> str:
-    """The schema's patterns are all labels as Kubernetes knows them; any other is shown as it is."""
+    """A pattern in words: labels as Kubernetes knows them, those of `cluster.py`; any other is shown as it is."""
     match = _PATTERN.fullmatch(pattern)
     if match is None:
-        return f"matching {pattern}"
+        return PATTERN_WORDS.get(pattern, f"matching {pattern}")
     first = "a letter or digit" if match.group(1) else "a letter"
     return (
         f"at most {int(match.group(2)) + 2} lower-case letters, digits and dashes, with {first} first and no dash last"

@@ -19,12 +19,14 @@ from pathlib import Path
 from typing import Any
 
 from camel_ray.api import hf_arguments
+from camel_ray.api.crd import crd_text
 from camel_ray.api.reference import reference_markdown
 from camel_ray.api.schema import schema_text
 
 ROOT = Path(__file__).parents[2]
 REFERENCE = ROOT / "docs" / "reference"
 EXAMPLE = ROOT / "examples" / "01-quickstart.yaml"
+CRD = ROOT / "manifests" / "crd.yaml"
 STARTER = ROOT / "camel_ray" / "cli" / "starters" / "quickstart.yaml"
 
 
@@ -34,6 +36,7 @@ def generated() -> dict[Path, str]:
         hf_arguments.FILE: hf_arguments_text(),
         REFERENCE / "pipeline.schema.json": schema_text(),
         REFERENCE / "pipeline.md": reference_markdown(),
+        CRD: crd_text(),
         STARTER: starter_text(),
     }
 

@@ -6,7 +6,7 @@ are in `rules.py`, so that the file loader, this model and the CRD state them on
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -52,13 +52,15 @@ class Stage(Spec):
 
     name: str = Field(pattern=r"^[a-z]([-a-z0-9]{0,18}[a-z0-9])?$")
     """Name, unique in the pipeline: lower-case letters, digits and dashes, at most 20 characters."""
-    needs: list[str] | None = None
+    needs: list[Annotated[str, Field(max_length=63)]] | None = Field(default=None, max_length=50)
     """Earlier stages whose artifacts this one may use. Default: the stage before. Stages named elsewhere in the
     member are added by themselves."""
-    group: str | None = None
+    group: str | None = Field(default=None, max_length=63)
     """Worker group of `cluster.groups` that runs the stage."""
     workers: int | WorkersRange = Field(default=1)
     """Training processes, one device each."""
+    timeout_seconds: int = Field(default=604_800, ge=1)
+    """Longest time one attempt may take on a cluster, start-up included. Default: a week."""
     data: DataStageSpec | None = None
     """Read, clean, deduplicate and split rows."""
     tokenizer: TokenizerStageSpec | None = None

@@ -8,15 +8,26 @@ business (the schema reports those).
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from camel_ray.api import hf_arguments
+from camel_ray.api import sentences as say
 from camel_ray.api.graph import PRODUCES, direct_needs, members, newest, references
 
 Mapped = Mapping[str, Any]
 TRAINING = ("pretrain", "sft", "reward", "dpo")
+VOLUME_SOURCES = ("claim", "secret", "configMap", "memory")
+OPERATOR_VARIABLES = ("CAMEL_RAY_", "KUBEFLOW_TRAINER_")
+"""Beginnings of the variables by which the operator talks to a stage."""
+RESERVED_PATHS = ("/etc/camel-ray", "/tmp", "/dev/shm", "/var/run/secrets", "/run/secrets")
+"""Where the operator, KubeRay and Kubernetes mount their own."""
+MANAGED_BY = "app.kubernetes.io/managed-by"
+RESERVED_KEYS = ("camel-ray.dev/", "ray.io/", "kueue.x-k8s.io/")
+"""Labels and annotations by which the operator, KubeRay and Kueue find their pods."""
+KEY_PATTERN = r"([a-z0-9][-.a-z0-9]*/)?[A-Za-z0-9]([-._A-Za-z0-9]{0,61}[A-Za-z0-9])?"
 
 
 @dataclass(frozen=True)
@@ -65,7 +76,7 @@ def _unique_names(spec: Mapped) -> Iterator[Violation]:
             name = item.get("name") if isinstance(item, Mapping) else None
             if isinstance(name, str) and name in seen:
                 path = ("spec", "stages", i, "name") if where == "stages" else ("spec", "cluster", "groups", i, "name")
-                yield Violation(path, f"the name '{name}' is taken by number {seen[name] + 1}; give each its own name")
+                yield Violation(path, say.NAME_TAKEN.format(name=name, number=seen[name] + 1))
             elif isinstance(name, str):
                 seen[name] = i
 
@@ -75,24 +86,59 @@ def _group_sizes(spec: Mapped) -> Iterator[Violation]:
         low, high = group.get("minReplicas"), group.get("maxReplicas")
         path = ("spec", "cluster", "groups", i)
         if isinstance(low, int) and isinstance(high, int) and low > high:
-            yield Violation((*path, "minReplicas"), f"minReplicas {low} is above maxReplicas {high}")
+            yield Violation((*path, "minReplicas"), say.GROUP_RANGE.format(low=low, high=high))
         if group.get("replicas") is not None and (low is not None or high is not None):
-            yield Violation((*path, "replicas"), "set either replicas, or minReplicas and maxReplicas")
+            yield Violation((*path, "replicas"), say.GROUP_SIZE)
+
+
+def _env(spec: Mapped) -> Iterator[Violation]:
+    seen: dict[str, int] = {}
+    for i, variable in enumerate(_cluster_list(spec, "env")):
+        path, name = ("spec", "cluster", "env", i), variable.get("name")
+        if (variable.get("value") is None) == (variable.get("secret") is None):
+            yield Violation(path, say.ENV_SOURCE, "keys")
+        if isinstance(name, str) and name.startswith(OPERATOR_VARIABLES):
+            yield Violation((*path, "name"), say.ENV_TAKEN.format(name=name))
+        if isinstance(name, str) and seen.setdefault(name, i) != i:
+            yield Violation((*path, "name"), say.NAME_TAKEN.format(name=name, number=seen[name] + 1))
+
+
+def _volumes(spec: Mapped) -> Iterator[Violation]:
+    seen: dict[str, int] = {}
+    for i, volume in enumerate(_cluster_list(spec, "volumes")):
+        path, mount = ("spec", "cluster", "volumes", i), volume.get("mountPath")
+        if sum(volume.get(source) is not None for source in VOLUME_SOURCES) != 1:
+            yield Violation(path, say.VOLUME_SOURCE, "keys")
+        if not isinstance(mount, str):
+            continue
+        for reserved in RESERVED_PATHS:
+            if f"{mount}/".startswith(f"{reserved}/") or reserved.startswith(f"{mount}/"):
+                message = say.VOLUME_RESERVED.format(path=mount, reserved=reserved)
+                yield Violation((*path, "mountPath"), message)
+        if seen.setdefault(mount, i) != i:
+            yield Violation((*path, "mountPath"), say.VOLUME_TAKEN.format(name=mount, number=seen[mount] + 1))
+
+
+def _pod_metadata(spec: Mapped) -> Iterator[Violation]:
+    cluster = _mapping(spec.get("cluster"))
+    for where in ("labels", "annotations"):
+        for key in (k for k in _mapping(cluster.get(where)) if isinstance(k, str)):
+            path = ("spec", "cluster", where, key)
+            if key == MANAGED_BY or key.startswith(RESERVED_KEYS):
+                yield Violation(path, say.POD_KEY.format(key=key))
+            elif not re.fullmatch(KEY_PATTERN, key):
+                yield Violation(path, say.POD_KEY_FORM.format(key=key))
 
 
 def _one_member(spec: Mapped, stages: list[Mapped], i: int) -> Iterator[Violation]:
     found = members(stages[i])
     empty = [kind for kind in PRODUCES if kind in stages[i]]
     if not found and empty:
-        yield Violation(
-            (empty[0],), f"is empty; write the fields of the stage under it (`camel-ray explain {empty[0]}`)"
-        )
+        yield Violation((empty[0],), say.MEMBER_EMPTY.format(kind=empty[0]))
     elif not found:
-        yield Violation((), f"a stage needs one member that says what it does: {', '.join(PRODUCES)}", "keys")
+        yield Violation((), say.MEMBER_NONE.format(kinds=", ".join(PRODUCES)), "keys")
     elif len(found) > 1:
-        yield Violation(
-            (found[1],), f"a stage has exactly one member, this one has {' and '.join(found)}; make it two stages"
-        )
+        yield Violation((found[1],), say.MEMBER_SEVERAL.format(kinds=" and ".join(found)))
 
 
 def _needs_earlier(spec: Mapped, stages: list[Mapped], i: int) -> Iterator[Violation]:
@@ -104,11 +150,11 @@ def _needs_earlier(spec: Mapped, stages: list[Mapped], i: int) -> Iterator[Viola
 
 def _earlier(name: str, names: list[Any], i: int) -> Iterator[str]:
     if name == names[i]:
-        yield f"stage '{name}' cannot need itself"
+        yield say.NEEDS_ITSELF.format(name=name)
     elif name in names[i:]:
-        yield f"'{name}' comes later; a stage can only use earlier ones (so there are no cycles): move '{name}' up"
+        yield say.NEEDS_LATER.format(name=name)
     elif name not in names[:i]:
-        yield f"there is no stage '{name}'.{nearest(name, [n for n in names[:i] if isinstance(n, str)])}"
+        yield say.NEEDS_UNKNOWN.format(name=name) + nearest(name, [n for n in names[:i] if isinstance(n, str)])
 
 
 def _references_fit(spec: Mapped, stages: list[Mapped], i: int) -> Iterator[Violation]:
@@ -120,9 +166,8 @@ def _references_fit(spec: Mapped, stages: list[Mapped], i: int) -> Iterator[Viol
                 target = stages[names.index(ref.value)]
                 made = [PRODUCES[k] for k in members(target)]
                 if made and made[0] not in ref.wants:
-                    yield Violation(
-                        path, f"stage '{ref.value}' makes a {made[0]}, but this field takes a {' or '.join(ref.wants)}"
-                    )
+                    message = say.WRONG_ARTIFACT.format(name=ref.value, made=made[0], wanted=" or ".join(ref.wants))
+                    yield Violation(path, message)
             elif ref.only_stages or ref.value in names[i:]:
                 for sentence in _earlier(ref.value, names, i):
                     hint = (
@@ -132,7 +177,7 @@ def _references_fit(spec: Mapped, stages: list[Mapped], i: int) -> Iterator[Viol
                     )
                     yield Violation(path, sentence + hint)
             elif "/" not in ref.value and (hint := nearest(ref.value, [n for n in names[:i] if isinstance(n, str)])):
-                yield Violation(path, f"there is no stage '{ref.value}'.{hint}")
+                yield Violation(path, say.NEEDS_UNKNOWN.format(name=ref.value) + hint)
 
 
 def _has_model_and_tokenizer(spec: Mapped, stages: list[Mapped], i: int) -> Iterator[Violation]:
@@ -144,20 +189,16 @@ def _has_model_and_tokenizer(spec: Mapped, stages: list[Mapped], i: int) -> Iter
         model = own if own is not None else newest(stages, i, "model") or spec.get("model")
         path = (kind,) if own is None else (kind, "model")
         if model is None:
-            message = (
-                "there is no model to start from: set `model` here or in the pipeline's spec, or add a pretrain stage"
-            )
-            yield Violation((kind,), message, "stages")
+            yield Violation((kind,), say.NO_MODEL, "stages")
         elif isinstance(model, Mapping) and not model.get("source"):
             if not isinstance(model.get("config"), Mapping):
-                yield Violation(path, "a model needs a `source`, or a `config` to build it from scratch", "keys")
+                yield Violation(path, say.MODEL_EMPTY, "keys")
             elif not isinstance(model["config"].get("model_type"), str):
-                yield Violation(path, "a model from scratch needs a `model_type` in its `config`, such as llama")
+                yield Violation(path, say.MODEL_TYPE)
             elif member.get("tokenizer") is None and newest(stages, i, "tokenizer") is None:
-                message = "a model from scratch needs a tokenizer: set `tokenizer`, or add a tokenizer stage before"
-                yield Violation((kind,), message, "stages")
+                yield Violation((kind,), say.NO_TOKENIZER, "stages")
             if kind in ("ppo", "evaluate"):
-                yield Violation(path, f"a model from scratch knows nothing yet; train one in a stage before {kind}")
+                yield Violation(path, say.MODEL_UNTRAINED.format(kind=kind))
 
 
 def _workers(spec: Mapped, stages: list[Mapped], i: int) -> Iterator[Violation]:
@@ -165,21 +206,19 @@ def _workers(spec: Mapped, stages: list[Mapped], i: int) -> Iterator[Violation]:
     if isinstance(workers, Mapping):
         low, high = workers.get("min"), workers.get("max")
         if isinstance(low, int) and isinstance(high, int) and low > high:
-            yield Violation(("workers", "min"), f"min {low} is above max {high}")
+            yield Violation(("workers", "min"), say.WORKERS_RANGE.format(low=low, high=high))
         return
     if isinstance(workers, int) and workers < 1:
-        yield Violation(("workers",), "a stage needs at least 1 worker")
+        yield Violation(("workers",), say.WORKERS_NONE)
         return
     for kind in members(stages[i])[:1]:
         member = stages[i][kind]
         if kind in TRAINING and isinstance(member, Mapping) and isinstance(workers, int):
             batch, micro = member.get("batchSize", 32), member.get("microBatchSize", 8)
             if isinstance(batch, int) and isinstance(micro, int) and micro > 0 and batch % (workers * micro):
-                yield Violation(
-                    (kind, "batchSize"),
-                    f"batchSize {batch} is not a multiple of workers x microBatchSize = {workers} x {micro}; "
-                    f"try {max(1, batch // (workers * micro)) * workers * micro}",
-                )
+                better = max(1, batch // (workers * micro)) * workers * micro
+                message = say.BATCH.format(batch=batch, workers=workers, micro=micro, better=better)
+                yield Violation((kind, "batchSize"), message)
 
 
 def _known_groups(spec: Mapped, stages: list[Mapped], i: int) -> Iterator[Violation]:
@@ -191,7 +230,7 @@ def _known_groups(spec: Mapped, stages: list[Mapped], i: int) -> Iterator[Violat
         wanted += [(("ppo", "roles", r, "group"), v.get("group")) for r, v in roles.items() if isinstance(v, Mapping)]
     for path, group in wanted:
         if isinstance(group, str) and group not in known:
-            yield Violation(path, f"there is no group '{group}' in spec.cluster.groups.{nearest(group, known)}")
+            yield Violation(path, say.NO_GROUP.format(name=group) + nearest(group, known))
 
 
 def _training(spec: Mapped, stages: list[Mapped], i: int) -> Iterator[Violation]:
@@ -200,13 +239,11 @@ def _training(spec: Mapped, stages: list[Mapped], i: int) -> Iterator[Violation]
         if kind not in TRAINING or not isinstance(member, Mapping):
             continue
         if member.get("earlyStopping") is not None and member.get("evaluateEverySteps") is None:
-            yield Violation(
-                (kind, "earlyStopping"), "earlyStopping needs evaluateEverySteps, the steps between two validations"
-            )
+            yield Violation((kind, "earlyStopping"), say.EARLY_STOPPING)
         if member.get("offload") == "all" and member.get("zero", 2) != 3:
-            yield Violation((kind, "offload"), "offload: all moves parameters, which needs zero: 3")
+            yield Violation((kind, "offload"), say.OFFLOAD_ALL)
         if member.get("offload") == "optimizer" and member.get("zero", 2) == 0:
-            yield Violation((kind, "offload"), "offload: optimizer needs zero: 1, 2 or 3")
+            yield Violation((kind, "offload"), say.OFFLOAD_OPTIMIZER)
 
 
 def _trainer_arguments(spec: Mapped, stages: list[Mapped], i: int) -> Iterator[Violation]:
@@ -221,7 +258,7 @@ def _trainer_arguments(spec: Mapped, stages: list[Mapped], i: int) -> Iterator[V
 def _tokenizer(spec: Mapped, stages: list[Mapped], i: int) -> Iterator[Violation]:
     member = stages[i].get("tokenizer")
     if isinstance(member, Mapping) and member.get("source") is None and not member.get("data"):
-        yield Violation(("tokenizer",), "set `data` to train a tokenizer, or `source` to load one", "keys")
+        yield Violation(("tokenizer",), say.TOKENIZER_SOURCE, "keys")
 
 
 def _ppo(spec: Mapped, stages: list[Mapped], i: int) -> Iterator[Violation]:
@@ -231,26 +268,21 @@ def _ppo(spec: Mapped, stages: list[Mapped], i: int) -> Iterator[Violation]:
     reward, advantage = _mapping(ppo.get("reward")), ppo.get("advantage", "gae")
     sources = ("model", "function", "answer", "http")
     if all(reward.get(source) is None for source in sources) and ppo.get("environment") is None:
-        message = "set reward.model, reward.function, reward.answer or reward.http, or an environment"
-        yield Violation(("ppo", "reward"), message, "keys")
+        yield Violation(("ppo", "reward"), say.REWARD_NONE, "keys")
     if advantage in ("rloo", "group") and ppo.get("samplesPerPrompt", 1) == 1:
-        message = f"{advantage} compares several answers to one prompt; set samplesPerPrompt to at least 2"
-        yield Violation(("ppo", "advantage"), message)
+        yield Violation(("ppo", "advantage"), say.SAMPLES.format(advantage=advantage))
     if advantage not in ("rloo", "group") and ppo.get("skipUniformGroups", 0):
-        message = "skipUniformGroups is for the advantages rloo and group, which compare answers to one prompt"
-        yield Violation(("ppo", "skipUniformGroups"), message)
+        yield Violation(("ppo", "skipUniformGroups"), say.UNIFORM_GROUPS)
     kl = _mapping(ppo.get("kl"))
     if kl.get("place") == "loss" and kl.get("estimator", "k1") == "k1" and kl.get("controller") != "none":
-        message = "as a loss k1 has a gradient that is 0 on average, so it holds nothing; use k2 or k3"
-        yield Violation(("ppo", "kl", "estimator" if "estimator" in kl else "place"), message)
+        yield Violation(("ppo", "kl", "estimator" if "estimator" in kl else "place"), say.KL_LOSS)
     longest = _mapping(ppo.get("sampling")).get("maxResponseLength", 128)
     buffer = reward.get("overlongBuffer", 0)
     if isinstance(longest, int) and isinstance(buffer, int) and buffer > longest:
-        message = f"overlongBuffer {buffer} is above sampling.maxResponseLength {longest}"
-        yield Violation(("ppo", "reward", "overlongBuffer"), message)
+        yield Violation(("ppo", "reward", "overlongBuffer"), say.OVERLONG.format(buffer=buffer, longest=longest))
     url = _mapping(reward.get("http")).get("url")
     if isinstance(url, str) and not url.startswith(("http://", "https://")):
-        yield Violation(("ppo", "reward", "http", "url"), f"'{url}' is no address of a web service; write http(s)://...")
+        yield Violation(("ppo", "reward", "http", "url"), say.HTTP_URL.format(url=url))
     yield from _ppo_offload(ppo)
     yield from _ppo_placement(ppo)
 
@@ -261,9 +293,9 @@ def _ppo_offload(ppo: Mapped) -> Iterator[Violation]:
         offload = own.get("offload", None if path else ppo.get("offload"))
         zero = own.get("zero", ppo.get("zero", 2))
         if offload == "all" and zero != 3:
-            yield Violation(("ppo", *path, "offload"), "offload: all moves parameters, which needs zero: 3")
+            yield Violation(("ppo", *path, "offload"), say.OFFLOAD_ALL)
         if offload == "optimizer" and zero == 0:
-            yield Violation(("ppo", *path, "offload"), "offload: optimizer needs zero: 1, 2 or 3")
+            yield Violation(("ppo", *path, "offload"), say.OFFLOAD_OPTIMIZER)
 
 
 def _ppo_placement(ppo: Mapped) -> Iterator[Violation]:
@@ -272,27 +304,23 @@ def _ppo_placement(ppo: Mapped) -> Iterator[Violation]:
     alone = placement == "split" or (isinstance(placement, list) and ["rollout"] in placement)
     for name, wanted in reasons.items():
         if wanted and not alone:
-            message = (
-                f"{name}: {rollout[name]} needs rollout in processes of its own; set placement: split, or a list in "
-                "which rollout stands alone"
-            )
-            yield Violation(("ppo", "rollout", name), message)
+            yield Violation(("ppo", "rollout", name), say.ROLLOUT_ALONE.format(name=name, value=rollout[name]))
     importance = _mapping(rollout.get("importance"))
     low, high = importance.get("low", 0.5), importance.get("high", 2.0)
     if isinstance(low, int | float) and isinstance(high, int | float) and low > high:
-        yield Violation(("ppo", "rollout", "importance", "low"), f"low {low} is above high {high}")
+        yield Violation(("ppo", "rollout", "importance", "low"), say.IMPORTANCE.format(low=low, high=high))
     if not isinstance(placement, list):
         return
     flat = [r for group in placement if isinstance(group, list) for r in group]
     for role in sorted({r for r in flat if isinstance(r, str) and flat.count(r) > 1}):
-        yield Violation(("ppo", "placement"), f"role '{role}' is placed more than once")
+        yield Violation(("ppo", "placement"), say.ROLE_TWICE.format(role=role))
     needed = ["actor", "rollout"]
     needed += ["reference"] if _mapping(ppo.get("kl")).get("controller") != "none" else []
     needed += ["critic"] if ppo.get("advantage", "gae") == "gae" else []
     needed += ["reward"] if _mapping(ppo.get("reward")).get("model") is not None else []
     if absent := [role for role in needed if role not in flat]:
-        message = f"{' and '.join(absent)} {'has' if len(absent) == 1 else 'have'} no place; add to one of the groups"
-        yield Violation(("ppo", "placement"), message, "keys")
+        roles = f"{' and '.join(absent)} {'has' if len(absent) == 1 else 'have'}"
+        yield Violation(("ppo", "placement"), say.ROLE_NOWHERE.format(roles=roles), "keys")
 
 
 def _mapping(value: Any) -> Mapped:
@@ -304,16 +332,26 @@ def _stage_order(spec: Mapped, stages: list[Mapped], i: int) -> Iterator[Violati
     if i and not direct_needs(stages, i) and members(stages[i])[:1] not in ([], ["data"], ["tokenizer"]):
         kind = members(stages[i])[0]
         if stages[i].get("needs") == [] and not any(True for _ in references(kind, stages[i][kind])):
-            yield Violation(("needs",), "the stage needs nothing and names nothing, so it has nothing to work on")
+            yield Violation(("needs",), say.NOTHING_TO_DO)
 
 
 def _groups(spec: Mapped) -> list[Mapped]:
-    cluster = spec.get("cluster")
-    groups = cluster.get("groups") if isinstance(cluster, Mapping) else None
-    return [g for g in groups if isinstance(g, Mapping)] if isinstance(groups, list) else []
+    return _cluster_list(spec, "groups")
 
 
-_PIPELINE_RULES: tuple[Callable[[Mapped], Iterator[Violation]], ...] = (_unique_names, _group_sizes)
+def _cluster_list(spec: Mapped, name: str) -> list[Mapped]:
+    """The mappings of a list of `spec.cluster`; an item of the wrong type counts as an empty one."""
+    items = _mapping(spec.get("cluster")).get(name)
+    return [_mapping(item) for item in items] if isinstance(items, list) else []
+
+
+_PIPELINE_RULES: tuple[Callable[[Mapped], Iterator[Violation]], ...] = (
+    _unique_names,
+    _group_sizes,
+    _env,
+    _volumes,
+    _pod_metadata,
+)
 _STAGE_RULES: tuple[Callable[[Mapped, list[Mapped], int], Iterator[Violation]], ...] = (
     _one_member,
     _needs_earlier,

@@ -9,7 +9,6 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -20,15 +19,12 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, Task, TaskID, Text
 from rich.text import Text
 
 from camel_ray.cli.figures import duration, figure, key_figures
-from camel_ray.progress import ProgressReader
+from camel_ray.progress import ProgressReader, Rate
 
 _SHOWN = ("loss", "reward", "kl", "accuracy", "perplexity")
 """Metrics worth a place beside the bar, in this order; the first three of them are shown."""
 _POINTS = {"validate": "validation", "ppo-evaluate": "held-out"}
 """Tasks that are measured now and then and have no progress of their own: their figures stand in the stage's line."""
-_WINDOW_SECONDS = 20.0
-"""Rates are means over the events of this time, so that a change of speed shows soon and a single slow step does
-not."""
 
 
 class _Bar(BarColumn):
@@ -36,31 +32,6 @@ class _Bar(BarColumn):
 
     def render(self, task: Task) -> Any:
         return Text("") if task.fields["is_stage"] else super().render(task)
-
-
-class Rate:
-    """Speed of one task: units and tokens per second over the last events of this attempt."""
-
-    def __init__(self) -> None:
-        self._points: deque[tuple[float, float, float]] = deque()
-
-    def add(self, at: float, done: float, tokens: float) -> None:
-        """At epoch second `at`, `done` units and `tokens` tokens were finished. Going back (a new attempt) starts
-        over.
-        """
-        if self._points and (done < self._points[-1][1] or tokens < self._points[-1][2]):
-            self._points.clear()
-        self._points.append((at, done, tokens))
-        while len(self._points) > 2 and at - self._points[0][0] > _WINDOW_SECONDS:
-            self._points.popleft()
-
-    def per_second(self) -> tuple[float, float]:
-        """Units and tokens per second; 0 before there are two events."""
-        if len(self._points) < 2:
-            return 0.0, 0.0
-        (start, done, tokens), (end, done_now, tokens_now) = self._points[0], self._points[-1]
-        seconds = end - start
-        return ((done_now - done) / seconds, (tokens_now - tokens) / seconds) if seconds > 0 else (0.0, 0.0)
 
 
 class PlainDisplay:

@@ -14,7 +14,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from camel_ray.cli import chat, plan, ppo, run, spec, stages, starter
+from camel_ray.cli import chat, cluster, plan, ppo, render, run, spec, stages, starter
 from camel_ray.cli.console import print_error
 from camel_ray.errors import CamelError
 from camel_ray.version import __version__
@@ -22,7 +22,7 @@ from camel_ray.version import __version__
 EXIT_CODES = """\
 Exit codes: 0 done · 2 wrong command line · 1 a bug in camel-ray · 130 stopped with Ctrl-C ·
 10 the user has to act: 11 the YAML, 12 a data set, 13 a model or checkpoint, 14 a reward ·
-20 may succeed later: 21 storage, 22 a lost worker, 23 memory, 24 preemption."""
+20 may succeed later: 21 storage, 22 a lost worker, 23 memory, 24 preemption, 25 stopped on request."""
 
 app = typer.Typer(
     name="camel-ray",
@@ -37,9 +37,11 @@ run.register(app)
 spec.register(app)
 stages.register(app)
 plan.register(app)
+render.register(app)
 chat.register(app)
 ppo.register(app)
 starter.register(app)
+cluster.register(app)
 
 # typer ships its own click and gives this class no public name of its own
 _UsageError: type[Exception] = typer.BadParameter.__bases__[0]

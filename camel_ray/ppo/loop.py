@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from camel_ray.errors import Stopped
 from camel_ray.ppo.advantages import Baseline
 from camel_ray.ppo.driver import Driver, Writing
 from camel_ray.ppo.groups import GroupLost
@@ -22,6 +23,7 @@ from camel_ray.ppo.recovery import Recovery
 from camel_ray.ppo.scoring import Answers, Scored
 from camel_ray.ppo.state import State, account
 from camel_ray.progress import Progress
+from camel_ray.stop import StopRequest
 
 
 @dataclass(frozen=True)
@@ -33,10 +35,11 @@ class Loop:
     recovery: Recovery
     recording: Recording
     progress: Progress
+    stop: StopRequest
 
     def run(self, output: Path) -> tuple[State, dict[str, float]]:
         """All rounds that are not done yet, and the policy written to `output`; returns the final state and the
-        evaluation after the last round.
+        evaluation after the last round. Raises Stopped after a round if that was asked for.
         """
         while True:
             try:
@@ -54,9 +57,12 @@ class Loop:
                 state, ahead = start.state, start.ahead
                 continue
             last = state.step == spec.steps
+            stopping = self.stop.asked and not last
             # The last round's state too: an attempt that stops while the model is written has nothing to repeat.
-            if (last or state.step % spec.checkpoint.every_steps == 0) and not state.broken:
+            if (last or stopping or state.step % spec.checkpoint.every_steps == 0) and not state.broken:
                 self.recovery.save(state, ahead)
+            if stopping:
+                raise Stopped(f"stopped on request after round {state.step}; the next attempt continues")
             if spec.evaluate_every_steps and state.step % spec.evaluate_every_steps == 0 and not last:
                 self.recovery.evaluate(state.step)
         self.progress.finish("ppo")

@@ -13,10 +13,9 @@ from camel_ray.api.cluster import ClusterSpec
 from camel_ray.api.stages.ppo import PpoStageSpec
 from camel_ray.api.stages.ppo_roles import RoleName, RoleSpec
 from camel_ray.errors import SpecError
+from camel_ray.ray_session import GROUP_LABEL
 
 ROLES: tuple[RoleName, ...] = ("actor", "critic", "reference", "reward", "rollout")
-GROUP_LABEL = "camel-ray.dev/group"
-"""Ray node label with the name of the worker group a node belongs to."""
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,13 @@ from camel_ray.runtime.store import Phase, StageStore
 from camel_ray.stages.contract import ArtifactKind
 from camel_ray.version import __version__
 
-_STATES: Mapping[Phase, StageState] = {"new": "waiting", "running": "running", "done": "done", "failed": "failed"}
+_STATES: Mapping[Phase, StageState] = {
+    "new": "waiting",
+    "running": "running",
+    "done": "done",
+    "failed": "failed",
+    "interrupted": "waiting",
+}
 ENVIRONMENT = "environment.json"
 """File in the pipeline's folder with the `environment` of its last run."""
 _LIBRARIES = ("torch", "transformers", "trl", "deepspeed", "ray", "datasets", "tokenizers")

@@ -8,25 +8,26 @@ behind in the process is that stage's to clean up (docs/decisions/0003).
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
-import importlib
 import json
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TextIO
 
 from camel_ray.api.graph import direct_needs, newest, upstream
 from camel_ray.api.pipeline import CamelPipeline, Stage
-from camel_ray.errors import CamelError, SpecError
+from camel_ray.errors import CamelError, Preempted, SpecError, Stopped, StorageUnavailable
 from camel_ray.manifest import disk_errors, write_atomically
 from camel_ray.progress import Progress
 from camel_ray.runtime.digest import stage_digest
 from camel_ray.runtime.process import available_cores, known_failures, prepare_process
 from camel_ray.runtime.record import ENVIRONMENT, environment, write_report
+from camel_ray.runtime.remote import run_stage
 from camel_ray.runtime.storage import Storage
 from camel_ray.runtime.store import StageStore
 from camel_ray.stages.contract import Artifact, StageContext
@@ -90,14 +91,21 @@ class Runner:
         only: str | None = None,
         fresh: bool = False,
         debug: bool = False,
+        accept_done: bool = False,
+        lock_seconds: float = 0.0,
     ) -> None:
-        """`first`: this stage and those that use it run again. `only`: no other stage runs. `fresh`: all run again."""
+        """`first`: this stage and those that use it run again. `only`: no other stage runs. `fresh`: all run again.
+        `accept_done`: what stages before `only` have finished counts, whatever the version of the code that made it.
+        `lock_seconds`: how long to wait for a run that still holds the storage.
+        """
         self.pipeline = pipeline
         self.storage = Storage(storage or pipeline.spec.storage, pipeline.metadata.name)
         self._base_dir = base_dir.resolve()
         self._listener = listener
         self._only = only
         self._debug = debug
+        self._accept_done = accept_done
+        self._lock_seconds = lock_seconds
         self._raw = [stage.wire() for stage in pipeline.spec.stages]
         names = [stage.name for stage in pipeline.spec.stages]
         for option, name in (("--from", first), ("--only", only)):
@@ -168,7 +176,8 @@ class Runner:
         for index, stage in enumerate(self.pipeline.spec.stages):
             store = StageStore(self.storage, stage.name)
             state, digest = store.state(), self._digest(index, artifacts)
-            if state.phase == "done" and state.digest == digest:
+            accepted = self._accept_done and stage.name != self._only
+            if state.phase == "done" and (state.digest == digest or accepted):
                 artifacts[stage.name] = store.artifacts(contents=False)[0]
                 skipped.append(stage.name)
                 if self._listener:
@@ -194,15 +203,20 @@ class Runner:
                 total = len(self.pipeline.spec.stages)
                 self._listener.stage_started(stage.name, stage.kind, index, total, store.progress_path, state.attempts)
             with known_failures(stage.name):
-                module = importlib.import_module(f"camel_ray.stages.{stage.kind}")
-                outputs = module.run(self._context(index, stage, store, state.attempts, artifacts))
+                outputs = run_stage(self._context(index, stage, store, state.attempts, artifacts))
             seconds = time.monotonic() - began
             made = store.commit(state, outputs, self._input_digests(index, artifacts), seconds)
         except BaseException as error:
-            message = str(error) if isinstance(error, CamelError) else type(error).__name__
+            seconds = time.monotonic() - began
             # The disk may be what failed: then the note and the report fail too, and the first error is the one to see.
             with suppress(OSError, CamelError):
-                store.fail(state, message, time.monotonic() - began)
+                if isinstance(error, KeyboardInterrupt):
+                    store.interrupt(state, "stopped on request", seconds)
+                elif isinstance(error, Stopped | Preempted):
+                    store.interrupt(state, str(error), seconds)
+                else:
+                    message = str(error) if isinstance(error, CamelError) else type(error).__name__
+                    store.fail(state, message, seconds)
                 self._report()
             if self._listener:
                 self._listener.stage_failed(stage.name, error)
@@ -269,10 +283,27 @@ class Runner:
         """Keep a second run of the same pipeline out; the lock goes with the process, however it ends."""
         path = self.storage.root / ".lock"
         with disk_errors(path), path.open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise SpecError(
-                    f"another run works in {self.storage.root}; wait for it, or use another --storage"
-                ) from error
+            deadline = time.monotonic() + self._lock_seconds
+            while not _lock(file):
+                if time.monotonic() >= deadline:
+                    if self._lock_seconds:
+                        raise StorageUnavailable(
+                            f"an earlier attempt still holds {path} after {self._lock_seconds:.0f} s; look for its pods"
+                        )
+                    raise SpecError(f"another run works in {self.storage.root}; wait for it, or use another --storage")
+                time.sleep(0.5)  # flock knows waiting for ever and not at all, no time limit
             yield
+
+
+def _lock(file: TextIO) -> bool:
+    """Take the lock if it is free. A file system that has no locks is no reason not to run: on a cluster the operator
+    sees to it that there is one attempt at a time.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):
+            raise
+    return True

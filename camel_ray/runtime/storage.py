@@ -86,6 +86,17 @@ class Storage:
                 f"{self.uri} cannot be written ({error}); run again when it can, work is kept"
             ) from error
 
+    def mirror(self, path: Path) -> None:
+        """Upload a directory below `root`, then delete what the remote one has besides; a no-op on local storage."""
+        self.push(path)
+        if self._remote is None:
+            return
+        filesystem, base = self._remote
+        target = f"{base}/{path.relative_to(self.root).as_posix()}"
+        for name in self._listing(target):
+            if not (path / name).exists():
+                filesystem.rm_file(f"{target}/{name}")
+
     def pull(self, path: Path) -> None:
         """Download the files of a directory below `root` that are missing here; a no-op on local storage."""
         if self._remote is None:

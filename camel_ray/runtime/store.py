@@ -15,9 +15,11 @@ from camel_ray.errors import ModelError
 from camel_ray.manifest import disk_errors, read_manifest, verify, write_atomically, write_manifest
 from camel_ray.runtime.storage import Storage
 from camel_ray.stages.contract import Artifact, ArtifactKind, Output
+from camel_ray.stop import StopRequest
 from camel_ray.version import __version__
 
-Phase = Literal["new", "running", "done", "failed"]
+Phase = Literal["new", "running", "done", "failed", "interrupted"]
+"""`interrupted`: it was stopped on request or its machine was taken away, and continues when it runs again."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,7 @@ class StageStore:
         self._storage.remove(self.work / "output")
         with disk_errors(self.work):
             self.work.mkdir(parents=True, exist_ok=True)
+        StopRequest(self.work).clear()
         state = replace(state, phase="running", attempts=state.attempts + 1, finished=None, message="", artifacts=())
         self._save(state)
         return state
@@ -127,6 +130,13 @@ class StageStore:
         """Note that an attempt ended without a result, and why."""
         self._save(
             replace(state, phase="failed", finished=time.time(), seconds=state.seconds + seconds, message=message)
+        )
+
+    def interrupt(self, state: StageState, message: str, seconds: float) -> None:
+        """Note that an attempt was stopped, and keep its checkpoints for the next one, which may run elsewhere."""
+        self._storage.mirror(self.work / "checkpoints")
+        self._save(
+            replace(state, phase="interrupted", finished=time.time(), seconds=state.seconds + seconds, message=message)
         )
 
     def forget(self) -> None:

@@ -72,6 +72,12 @@ class StageContext:
     cores: int
     """CPU cores the whole stage may use."""
 
+    @property
+    def on_gpu(self) -> bool | None:
+        """Whether the nodes of the stage's worker group have GPUs; None: the file does not say."""
+        groups = [g for g in self.pipeline.spec.cluster.groups if self.stage.group in (None, g.name)]
+        return any(group.gpus > 0 for group in groups) if groups else None
+
     def output(self, kind: ArtifactKind) -> Path:
         """An empty directory to fill for an artifact of `kind`."""
         path = self.work / "output" / kind.value

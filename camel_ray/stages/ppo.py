@@ -40,6 +40,7 @@ from camel_ray.ppo.state import State
 from camel_ray.ray_session import ensure_ray
 from camel_ray.stages.contract import ArtifactKind, Output, StageContext
 from camel_ray.stages.inputs import resolve_dataset, resolve_model, resolve_reward_model, resolve_tokenizer
+from camel_ray.stop import StopRequest, heeding_stop_requests
 
 
 @dataclass(frozen=True)
@@ -110,8 +111,10 @@ def run(context: StageContext) -> list[Output]:
 
         restart = partial(restart_trained, groups)
         recovery = Recovery(driver, prompts, _checkpoints(context, spec), restart, evaluate, context.progress)
-        loop = Loop(driver, prompts, recovery, _recording(context, spec), context.progress)
-        state, after = loop.run(path)
+        stop = StopRequest(context.work)
+        loop = Loop(driver, prompts, recovery, _recording(context, spec), context.progress, stop)
+        with heeding_stop_requests():
+            state, after = loop.run(path)
     return [Output(ArtifactKind.MODEL, path, _metrics(spec, state, after, prompts))]
 
 

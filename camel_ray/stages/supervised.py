@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -14,6 +16,7 @@ from camel_ray.data.dataset import PreparedDataset
 from camel_ray.errors import SpecError
 from camel_ray.manifest import json_digest
 from camel_ray.models.load import check_length, load_config, load_tokenizer
+from camel_ray.ray_session import ensure_ray, on_cluster, run_on_worker_node, spans_nodes
 from camel_ray.stages.contract import ArtifactKind, Output, StageContext
 from camel_ray.stages.inputs import resolve_model, resolve_tokenizer
 from camel_ray.training.arguments import TrainingKind
@@ -51,7 +54,7 @@ def train_stage(
     check_length(load_config(model, tokenizer), spec.max_length, field=f"stage '{context.stage.name}': maxLength")
     digest = run_digest(context, spec)
     tokens = context.work / "tokens" / digest[:16]
-    tokenise(tokens, dataset, rows(tokenizer, dataset), stage=context.stage.name, progress=context.progress)
+    _tokenise(context, tokens, dataset, rows(tokenizer, dataset))
     output = context.output(makes)
     metrics = fit(
         TrainingPlan(
@@ -70,11 +73,30 @@ def train_stage(
             digest=digest,
             run_name=context.pipeline.metadata.name,
             tracking=context.pipeline.spec.tracking,
+            group=context.stage.group,
+            on_gpu=context.on_gpu,
             reference=reference,
             extra=extra or {},
         )
     )
     return [Output(makes, output, metrics)]
+
+
+def _tokenise(context: StageContext, tokens: Path, dataset: PreparedDataset, rows: RowMaker) -> None:
+    """Fill `tokens`, on a worker node where there are some: the head of a cluster has no CPU to spare."""
+    work = partial(tokenise, tokens, dataset, rows, stage=context.stage.name, progress=context.progress)
+    if on_cluster():
+        ensure_ray(cores=context.cores)
+    if not spans_nodes():
+        work()
+        return
+    what = f"stage '{context.stage.name}'"
+    run_on_worker_node(_call, work, shared=context.work, group=context.stage.group, gpu=False, what=what)
+
+
+def _call(work: Callable[[], object]) -> None:
+    """Not what it returns: the rows stay in storage."""
+    work()
 
 
 def run_digest(context: StageContext, spec: TrainingSpec) -> str:

@@ -24,11 +24,13 @@ from camel_ray.api.stages.pretrain import PretrainStageSpec
 from camel_ray.errors import ModelError
 from camel_ray.manifest import disk_errors, write_atomically
 from camel_ray.models.load import load_causal_lm, load_reward_model, load_tokenizer, save_model
+from camel_ray.stop import StopRequest
 from camel_ray.training.arguments import trainer_arguments
 from camel_ray.training.batches import BatchPlan, steps_for
 from camel_ray.training.callbacks.commit import CommitCallback
 from camel_ray.training.callbacks.nan_guard import NanGuard
 from camel_ray.training.callbacks.progress import ProgressCallback
+from camel_ray.training.callbacks.stopping import StopCallback
 from camel_ray.training.checkpoint import writing
 from camel_ray.training.collate import CausalCollator, MaskedCollator
 from camel_ray.training.plan import TrainingPlan
@@ -46,15 +48,17 @@ VALIDATION_ROWS = 64
 """Rows that are validated in any case."""
 
 
-def train(plan: TrainingPlan, rank: Rank, resume: Path | None) -> None:
-    """Train to the end, from `resume` (an intact checkpoint of this plan) or from the start."""
+def train(plan: TrainingPlan, rank: Rank, resume: Path | None, *, threads: int) -> None:
+    """Train to the end, from `resume` (an intact checkpoint of this plan) or from the start.
+
+    `threads`: CPU threads of this process.
+    """
     environment = {
         **_wandb_mode(plan),
         "TENSORBOARD_LOGGING_DIR": str(plan.work / "tensorboard"),
         "WANDB_PROJECT": plan.tracking.project or plan.run_name,
         "MLFLOW_EXPERIMENT_NAME": plan.tracking.project or plan.run_name,
     }
-    threads = max(1, plan.cores // plan.workers)
     with writing(plan.work), training_process(rank, threads=threads, environment=environment):
         started = time.perf_counter()
         trainer, tokenizer, rows = _build(plan, rank)
@@ -216,10 +220,7 @@ def _add_callbacks(trainer: Streamed, plan: TrainingPlan, tokens: Any) -> None:
     trainer.add_callback(CommitCallback(run=plan.digest, keep=plan.spec.checkpoint.keep))
     if stopping := plan.spec.early_stopping:
         trainer.add_callback(EarlyStoppingCallback(stopping.patience, stopping.min_delta))
-    if plan.workers > 1:
-        from camel_ray.training.callbacks.preemption import PreemptionCallback
-
-        trainer.add_callback(PreemptionCallback(plan.stage))
+    trainer.add_callback(StopCallback(plan.stage, StopRequest(plan.work)))
 
 
 def _run(trainer: Streamed, plan: TrainingPlan, resume: Path | None) -> dict[str, Any]:

@@ -40,6 +40,10 @@ class TrainingPlan:
     """Of everything the weights depend on. A checkpoint is resumed only by a plan with the same digest."""
     run_name: str
     tracking: TrackingSpec = TrackingSpec()
+    group: str | None = None
+    """Worker group of a cluster that trains; None: any nodes."""
+    on_gpu: bool | None = None
+    """Whether the group's nodes have GPUs; None: nothing says so, and the nodes decide."""
     reference: ModelSpec | None = None
     """Reference model of `dpo`."""
     extra: dict[str, Any] = field(default_factory=dict)

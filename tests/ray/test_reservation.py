@@ -14,10 +14,10 @@ from ray.util import placement_group_table
 from camel_ray.api.cluster import ClusterSpec
 from camel_ray.api.stages.ppo import PpoStageSpec
 from camel_ray.errors import RetryableError, SpecError
-from camel_ray.ppo.placement import GROUP_LABEL, Placement, place
+from camel_ray.ppo.placement import Placement, place
 from camel_ray.ppo.reservation import Reservation, reserve
 from camel_ray.progress import Progress, ProgressReader
-from camel_ray.ray_session import ensure_ray, shut_down_ray
+from camel_ray.ray_session import GROUP_LABEL, ensure_ray, shut_down_ray
 
 TRAIN, ROLLOUT = {GROUP_LABEL: "train"}, {GROUP_LABEL: "rollout"}
 

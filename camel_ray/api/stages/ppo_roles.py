@@ -16,7 +16,7 @@ class RoleSpec(Spec):
     process (`group`, `workers`, `labels`) must agree.
     """
 
-    group: str | None = None
+    group: str | None = Field(default=None, max_length=63)
     """Worker group of `cluster.groups` whose nodes host the role. Default: the stage's `group`."""
     workers: int | None = Field(default=None, ge=1)
     """Processes (one device each) that host the role. Default: the stage's `workers`."""

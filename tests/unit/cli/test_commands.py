@@ -25,6 +25,7 @@ from camel_ray.errors import (
     RetryableError,
     RewardError,
     SpecError,
+    Stopped,
     StorageUnavailable,
     WorkerLost,
 )
@@ -129,7 +130,7 @@ def test_help_lists_the_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
     assert camel_ray("--help") == 0
     text = " ".join(capsys.readouterr().out.split())
     for error in (PermanentError, SpecError, DataError, ModelError, RewardError, RetryableError, StorageUnavailable,
-                  WorkerLost, OutOfMemory, Preempted):  # fmt: skip
+                  WorkerLost, OutOfMemory, Preempted, Stopped):  # fmt: skip
         assert f"{error.exit_code} " in text
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from camel_ray.cli.display import PlainDisplay, Rate, TerminalDisplay
+from camel_ray.cli.display import PlainDisplay, TerminalDisplay
 from camel_ray.cli.figures import duration, figure, key_figures
-from camel_ray.progress import Progress
+from camel_ray.progress import Progress, Rate
 
 
 def console() -> Console:

@@ -9,7 +9,8 @@ import pytest
 from camel_ray.api.cluster import ClusterSpec
 from camel_ray.api.stages.ppo import PpoStageSpec
 from camel_ray.errors import SpecError
-from camel_ray.ppo.placement import GROUP_LABEL, GroupPlan, needed_roles, place, settings_of
+from camel_ray.ppo.placement import GroupPlan, needed_roles, place, settings_of
+from camel_ray.ray_session import GROUP_LABEL
 
 
 def spec_of(**fields: Any) -> PpoStageSpec:

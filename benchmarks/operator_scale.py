@@ -1,0 +1,209 @@
+"""How the operator scales: latency to the first child, calls, memory, catch-up and failover, beside JobSet and Trainer.
+
+    python benchmarks/operator_scale.py [--quick] [--objects 1000]
+
+All sides run on the same real apiserver (etcd without fsync, loopback) with kwok's nodes, one after the other: a parent
+object is created, and the time until its first Job appears is taken. `executor: Job` everywhere, so that the Job
+controller, the scheduler and kwok finish the work alike. A camel-ray pipeline goes on to two more stages; its peers are
+done after one Job.
+The last line printed is one JSON object; speeds are objects per second to their first child, of a burst.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import re
+import signal
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # the rig: a real control plane without containers
+
+from operator_sides.cluster import cluster
+from operator_sides.load import Latencies, create
+from operator_sides.sides import CamelRay, JobSet, Side, Trainer
+
+from rig.control_plane import ControlPlane
+from rig.process import Process
+
+RATE = 100.0
+"""Creations per second of the paced run."""
+
+
+def main() -> None:
+    """Run all sides and print the figures."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="300 objects instead of 1,000")
+    parser.add_argument("--objects", type=int, help="objects per run; 10000 takes long on a small machine")
+    parser.add_argument("--only", choices=("camel-ray", "jobset", "trainer"), help="one side, without comparisons")
+    options = parser.parse_args()
+    count = options.objects or (300 if options.quick else 1000)
+    print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, {count} objects per run")
+    figures: dict[str, float] = {}
+    with cluster() as plane:
+        sides: list[Side] = [CamelRay(), JobSet(), Trainer()]
+        bursts: dict[str, Latencies] = {}
+        for side in sides:
+            if options.only in (None, side.name):
+                side.install(plane)
+                bursts[side.name] = run(plane, side, count, figures)
+        if "camel-ray" in bursts:
+            failover(plane, figures)
+            figures["speed"] = round(bursts["camel-ray"].per_second, 1)
+        for peer in ("jobset", "trainer"):
+            if {"camel-ray", peer} <= bursts.keys():
+                figures[f"speed_vs_{peer}"] = round(bursts["camel-ray"].per_second / bursts[peer].per_second, 3)
+    print(json.dumps(figures))
+
+
+def run(plane: ControlPlane, side: Side, count: int, figures: dict[str, float]) -> Latencies:
+    """A burst and a paced run of one side."""
+    process = side.start(plane)
+    if isinstance(side, CamelRay):
+        plane.wait_for(lambda: metric(side, "leader_election_master_status") == 1, "the operator to lead")
+        idle = memory_mb(process)
+    else:
+        warm(plane, side)
+    spaces = {kind: f"{side.name}-{kind}" for kind in ("burst", "paced")}
+    for name in spaces.values():
+        plane.request("POST", "/api/v1/namespaces", {"metadata": {"name": name}})
+        plane.wait_service_account(name)
+    burst = create(plane, spaces["burst"], side.path, parents(side, count), side.parent_of, rate=None)
+    show(side, "burst", burst)
+    if isinstance(side, CamelRay):
+        settle(plane, side, count * side.stages)
+    paced = create(plane, spaces["paced"], side.path, parents(side, count), side.parent_of, rate=RATE)
+    show(side, f"{RATE:.0f}/s", paced)
+    if isinstance(side, CamelRay):
+        attempts = 2 * count * side.stages
+        settle(plane, side, attempts)
+        calls = requests(side)
+        reconciles = metric(side, "controller_runtime_reconcile_total")
+        figures["p50_s_1000"], figures["p99_s_1000"] = round(paced.median, 3), round(paced.quantile(0.99), 3)
+        figures["p99_s_burst"] = round(burst.quantile(0.99), 3)
+        figures["api_calls_per_attempt"] = round(sum(calls.values()) / attempts, 2)
+        figures["reconciles_per_attempt"] = round(reconciles / attempts, 2)
+        figures["mb_idle"] = round(idle, 1)
+        figures["mb_per_1000"] = round((memory_mb(process) - idle) * 1000 / (2 * count), 2)
+        print(f"  calls: {calls}; memory {idle:.0f} MB idle, {memory_mb(process):.0f} MB with {2 * count} pipelines")
+        process.stop()
+        figures["catch_up_s"] = round(catch_up(plane, side, 2 * count), 2)
+    else:
+        process.stop()
+        if isinstance(side, Trainer):
+            side.stop_beside()
+    return burst
+
+
+def warm(plane: ControlPlane, side: Side) -> None:
+    """One object through, so that caches are filled and connections open."""
+    name = f"{side.name}-warm"
+    plane.request("POST", "/api/v1/namespaces", {"metadata": {"name": name}})
+    plane.wait_service_account(name)
+    create(plane, name, side.path, parents(side, 3), side.parent_of, rate=None)
+
+
+def parents(side: Side, count: int) -> list[dict[str, object]]:
+    """Objects to create."""
+    return [side.parent(f"p{i:05d}") for i in range(count)]
+
+
+def settle(plane: ControlPlane, side: CamelRay, attempts: int) -> None:
+    """Wait until all attempts are over."""
+    began = time.perf_counter()
+    plane.wait_for(
+        lambda: metric(side, "camel_ray_attempts_total") >= attempts and not metric(side, "workqueue_depth"),
+        f"{attempts} attempts to end",
+        seconds=60 + attempts / 5,
+    )
+    print(f"  all {attempts} attempts ended {time.perf_counter() - began:.1f} s later")
+
+
+def catch_up(plane: ControlPlane, side: CamelRay, pipelines: int) -> float:
+    """Seconds from the start of a new operator until it has looked at every pipeline."""
+    began = time.perf_counter()
+    process = side.start(plane)
+    plane.wait_for(
+        lambda: metric(side, "controller_runtime_reconcile_total") >= pipelines and not metric(side, "workqueue_depth"),
+        "the new operator to have seen everything",
+        seconds=120,
+    )
+    seconds = time.perf_counter() - began
+    process.stop(graceful=True)
+    return seconds
+
+
+def failover(plane: ControlPlane, figures: dict[str, float]) -> None:
+    """Kill the leader of two operators, and time the first child of a pipeline that was created at that moment."""
+    first, second = CamelRay(), CamelRay()
+    leader = first.start(plane, "first")
+    plane.wait_for(lambda: metric(first, "leader_election_master_status") == 1, "the first operator to lead", 60)
+    other = second.start(plane, "second")
+    plane.wait_for(lambda: ready(second), "the second operator to be ready")
+    plane.request("POST", "/api/v1/namespaces", {"metadata": {"name": "failover"}})
+    plane.wait_service_account("failover")
+    leader.signal(signal.SIGKILL)
+    began = time.perf_counter()
+    create(plane, "failover", first.path, parents(first, 1), first.parent_of, rate=None)
+    figures["failover_s"] = round(time.perf_counter() - began, 1)
+    other.stop()
+
+
+def show(side: Side, kind: str, found: Latencies) -> None:
+    """One line per run."""
+    print(
+        f"{side.name:10} {kind:6} {found.per_second:7.1f} objects/s to first child, "
+        f"p50 {found.median:.3f} s, p99 {found.quantile(0.99):.3f} s, max {found.seconds[-1]:.3f} s",
+        flush=True,
+    )
+
+
+def scrape(side: CamelRay) -> str:
+    """The operator's metrics; empty while it does not answer."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{side.metrics_port}/metrics", timeout=10) as answer:
+            return str(answer.read().decode())
+    except OSError:
+        return ""
+
+
+def metric(side: CamelRay, name: str) -> float:
+    """The sum of a metric over its labels."""
+    return sum(float(value) for value in re.findall(rf"^{name}(?:{{.*}})? (\S+)$", scrape(side), re.MULTILINE))
+
+
+def requests(side: CamelRay) -> dict[str, int]:
+    """Requests to the API server by method, without the watches."""
+    rows = re.findall(r"^rest_client_requests_total{(.*)} (\S+)$", scrape(side), re.MULTILINE)
+    counted: dict[str, int] = {}
+    for labels, value in rows:
+        method = re.search(r'method="(\w+)"', labels)
+        if method and method[1] != "WATCH":
+            counted[method[1]] = counted.get(method[1], 0) + int(float(value))
+    return counted
+
+
+def ready(side: CamelRay) -> bool:
+    """Whether the operator has seen everything."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{side.metrics_port}/readyz", timeout=10) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
+
+
+def memory_mb(process: Process) -> float:
+    """Resident memory of a process, in MB."""
+    text = Path(f"/proc/{process.pid}/status").read_text()
+    found = re.search(r"VmRSS:\s+(\d+) kB", text)
+    assert found is not None
+    return int(found[1]) * 1024 / 1e6
+
+
+if __name__ == "__main__":
+    main()

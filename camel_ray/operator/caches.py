@@ -1,0 +1,260 @@
+"""What the operator keeps in memory of the cluster, and the snapshot of one pipeline made from it.
+
+Every kind is watched by a label the operator sets, and trimmed to what is read, so that memory grows with our own
+objects and not with the cluster. Whatever changes leads to a key (`namespace/name` of a pipeline) in the work queue.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from pydantic import ValidationError
+
+from camel_ray.api.load import load_pipeline_text
+from camel_ray.api.pipeline import CamelPipeline
+from camel_ray.api.status import PipelinePhase
+from camel_ray.errors import SpecError
+from camel_ray.operator import trim
+from camel_ray.operator.kinds import CAMEL_PIPELINE, RAY_CLUSTER, RAY_JOB, WORKLOAD
+from camel_ray.operator.kube.client import Client
+from camel_ray.operator.kube.kinds import CORE_EVENT, JOB, POD, Kind
+from camel_ray.operator.kube.reflector import Reflector, Store
+from camel_ray.operator.model import AttemptView, Object, Settings, Snapshot
+from camel_ray.operator.names import ATTEMPT, PIPELINE, SELECTOR, STAGE
+
+GONE_SECONDS = 900.0
+"""How long the last words of a deleted pod are kept."""
+_GONE_PODS = 5000
+_PARSED = 512
+_EVENT_KINDS = ("RayJob", "RayCluster", "Job")
+
+
+class Caches:
+    """All watches of one operator. They call `changed(key)`, from their threads, when a pipeline needs a look."""
+
+    def __init__(self, client: Client, namespaces: Sequence[str | None], changed: Callable[[str], None]) -> None:
+        self._changed = changed
+        self._lock = threading.Lock()
+        self._gone: OrderedDict[tuple[str, str], tuple[float, str, Object]] = OrderedDict()
+        self._parsed: OrderedDict[tuple[str, int], CamelPipeline | str] = OrderedDict()
+
+        def reflect(kind: Kind, heard: Callable[..., None], keep: Callable[..., Any], **more: Any) -> Reflector:
+            return Reflector(client, kind, namespaces=namespaces, trim=keep, changed=heard, **more)
+
+        ours: dict[str, Any] = {"labels": SELECTOR, "indexes": {"pipeline": _keys_by_label}}
+        owned = {"indexes": {"owner": _owner_uids}}
+        about = {"indexes": {"about": _about}}
+        self.pipelines = reflect(CAMEL_PIPELINE, self._pipeline_changed, trim.pipeline)
+        self.jobs = reflect(JOB, self._child_changed, trim.job, **ours)
+        self.pods = reflect(POD, self._pod_changed, trim.pod, **ours)
+        self.ray_jobs = reflect(RAY_JOB, self._child_changed, trim.ray_job, **ours)
+        self.ray_clusters = reflect(RAY_CLUSTER, self._child_changed, trim.ray_cluster, **ours)
+        self.workloads = reflect(WORKLOAD, self._workload_changed, trim.workload, **owned)
+        self._events = [
+            reflect(
+                CORE_EVENT, self._event_heard, trim.event, fields=f"type=Warning,involvedObject.kind={kind}", **about
+            )
+            for kind in _EVENT_KINDS
+        ]
+
+    @property
+    def reflectors(self) -> Mapping[str, Reflector]:
+        """All watches, by a name for metrics and health."""
+        named = {
+            r.kind.plural: r
+            for r in (self.pipelines, self.jobs, self.pods, self.ray_jobs, self.ray_clusters, self.workloads)
+        }
+        return {**named, **{f"events/{kind}": r for kind, r in zip(_EVENT_KINDS, self._events, strict=True)}}
+
+    def start(self) -> None:
+        """Begin to watch."""
+        for reflector in self.reflectors.values():
+            reflector.start()
+
+    def stop(self) -> None:
+        """End all watches."""
+        for reflector in self.reflectors.values():
+            reflector.stop()
+
+    @property
+    def synced(self) -> bool:
+        """Whether every watch has seen everything once."""
+        return all(reflector.synced for reflector in self.reflectors.values())
+
+    def keys(self) -> list[str]:
+        """Keys of all pipelines."""
+        return [key_of(pipeline) for pipeline in self.pipelines.store.all()]
+
+    def phases(self) -> Mapping[PipelinePhase, int]:
+        """Number of pipelines per phase."""
+        counted: defaultdict[PipelinePhase, int] = defaultdict(int)
+        for pipeline in self.pipelines.store.all():
+            counted[pipeline.get("status", {}).get("phase", "Pending")] += 1
+        return counted
+
+    def snapshot(self, key: str, settings: Settings, trouble: str) -> Snapshot | None:
+        """Everything known of a pipeline; None if there is none."""
+        namespace, name = key.split("/")
+        pipeline = self.pipelines.store.get(namespace, name)
+        if pipeline is None:
+            return None
+        parsed = self._parse(pipeline)
+        return Snapshot(
+            object=pipeline,
+            pipeline=parsed if isinstance(parsed, CamelPipeline) else None,
+            problem=parsed if isinstance(parsed, str) else "",
+            attempts=self._attempts(key, pipeline["metadata"]["uid"]),
+            now=datetime.now(UTC),
+            settings=settings,
+            trouble=trouble,
+        )
+
+    def _attempts(self, key: str, uid: str) -> tuple[AttemptView, ...]:
+        objects: dict[tuple[str, int], Object] = {}
+        pods: defaultdict[tuple[str, int], list[Object]] = defaultdict(list)
+        clusters: defaultdict[tuple[str, int], list[Object]] = defaultdict(list)
+        for child in [*self.jobs.store.by("pipeline", key), *self.ray_jobs.store.by("pipeline", key)]:
+            # A namesake's children, which are on their way out, are none of ours. A submitter's Job belongs to a
+            # RayJob.
+            if uid in _owner_uids(child) and (place := _place(child)):
+                objects[place] = child
+        for cluster in self.ray_clusters.store.by("pipeline", key):
+            if place := _place(cluster):
+                clusters[place].append(cluster)
+        for pod in [*self.pods.store.by("pipeline", key), *self._gone_pods(key)]:
+            if place := _place(pod):
+                pods[place].append(pod)
+        return tuple(
+            self._view(place, objects.get(place), pods[place], clusters[place])
+            for place in sorted({*objects, *pods, *clusters})
+        )
+
+    def _view(
+        self, place: tuple[str, int], child: Object | None, pods: list[Object], clusters: list[Object]
+    ) -> AttemptView:
+        about = [*([child] if child else []), *clusters]
+        events = [event for thing in about for r in self._events for event in r.store.by("about", key_of(thing))]
+        owners = self.workloads.store.by("owner", child["metadata"]["uid"]) if child else []
+        return AttemptView(
+            stage=place[0],
+            number=place[1],
+            object=child,
+            pods=tuple(pods),
+            clusters=tuple(clusters),
+            events=tuple(sorted(events, key=lambda event: str(event.get("lastTimestamp") or ""))),
+            workload=owners[0] if owners else None,
+        )
+
+    def _parse(self, pipeline: Object) -> CamelPipeline | str:
+        """The pipeline's models, or what is wrong with it. The newest are remembered: the same spec is read many
+        times.
+        """
+        metadata = pipeline["metadata"]
+        known = (metadata["uid"], metadata.get("generation", 0))
+        with self._lock:
+            if known in self._parsed:
+                self._parsed.move_to_end(known)
+                return self._parsed[known]
+        parsed = parse(pipeline)
+        with self._lock:
+            self._parsed[known] = parsed
+            while len(self._parsed) > _PARSED:
+                self._parsed.popitem(last=False)
+        return parsed
+
+    def _gone_pods(self, key: str) -> list[Object]:
+        with self._lock:
+            oldest = time.monotonic() - GONE_SECONDS
+            while self._gone and (len(self._gone) > _GONE_PODS or next(iter(self._gone.values()))[0] < oldest):
+                self._gone.popitem(last=False)
+            return [pod for _, where, pod in self._gone.values() if where == key]
+
+    def _pipeline_changed(self, old: Object | None, new: Object | None) -> None:
+        seen = new or old
+        if seen is not None:
+            self._changed(key_of(seen))
+
+    def _child_changed(self, old: Object | None, new: Object | None) -> None:
+        for key in _keys_by_label(new or old or {}):
+            self._changed(key)
+
+    def _pod_changed(self, old: Object | None, new: Object | None) -> None:
+        if new is None and old is not None:
+            metadata = old["metadata"]
+            with self._lock:
+                for key in _keys_by_label(old):
+                    self._gone[metadata["namespace"], metadata["name"]] = (time.monotonic(), key, {**old, "gone": True})
+        self._child_changed(old, new)
+
+    def _workload_changed(self, old: Object | None, new: Object | None) -> None:
+        seen = new or old or {}
+        for owner in seen.get("metadata", {}).get("ownerReferences", ()):
+            self._look_at(owner.get("kind", ""), seen["metadata"]["namespace"], owner.get("name", ""))
+
+    def _event_heard(self, old: Object | None, new: Object | None) -> None:
+        about = (new or {}).get("involvedObject")
+        if about:
+            self._look_at(about.get("kind", ""), about.get("namespace", ""), about.get("name", ""))
+
+    def _look_at(self, kind: str, namespace: str, name: str) -> None:
+        stores: Mapping[str, Store] = {
+            "RayJob": self.ray_jobs.store,
+            "RayCluster": self.ray_clusters.store,
+            "Job": self.jobs.store,
+        }
+        store = stores.get(kind)
+        # A submitter's Job is named like its RayJob, and carries no label of ours.
+        child = store and (store.get(namespace, name) or self.ray_jobs.store.get(namespace, name))
+        if child:
+            self._child_changed(None, child)
+
+
+def parse(pipeline: Object) -> CamelPipeline | str:
+    """The models of a pipeline object, or the sentences that say why it has none."""
+    metadata = pipeline["metadata"]
+    document = {
+        "apiVersion": pipeline["apiVersion"],
+        "kind": pipeline["kind"],
+        "metadata": {"name": metadata["name"], "namespace": metadata["namespace"]},
+        "spec": pipeline.get("spec"),
+    }
+    text = trim.to_json(document)
+    try:
+        return CamelPipeline.model_validate_json(text, strict=True, by_alias=True, by_name=False)
+    except ValidationError:
+        pass  # the loader, which is slower, has the sentences
+    try:
+        return load_pipeline_text(text, metadata["name"])
+    except SpecError as error:
+        return "; ".join(error.problems)
+
+
+def key_of(thing: Object) -> str:
+    """`namespace/name`."""
+    return f"{thing['metadata']['namespace']}/{thing['metadata']['name']}"
+
+
+def _keys_by_label(thing: Object) -> Iterable[str]:
+    name = thing.get("metadata", {}).get("labels", {}).get(PIPELINE)
+    return [f"{thing['metadata']['namespace']}/{name}"] if name else []
+
+
+def _owner_uids(thing: Object) -> list[str]:
+    return [owner["uid"] for owner in thing["metadata"].get("ownerReferences", ())]
+
+
+def _about(event: Object) -> list[str]:
+    about = event["involvedObject"]
+    return [f"{about.get('namespace', '')}/{about.get('name', '')}"]
+
+
+def _place(thing: Object) -> tuple[str, int] | None:
+    """Stage and attempt number by the labels; None where somebody wrote labels that are none."""
+    labels = thing["metadata"].get("labels", {})
+    number = labels.get(ATTEMPT, "")
+    return (labels[STAGE], int(number)) if STAGE in labels and number.isdecimal() else None

@@ -1,0 +1,293 @@
+"""The loop around `reconcile`: takes keys from the queue, and carries plans out.
+
+The order is what makes it safe. The status goes first, guarded by the version of the pipeline the decision was made
+on: if
+anything has changed since, the write is refused and nothing of the plan happens. Operations come after, and each may be
+repeated: names are deterministic, creation is once, deletion names the uid. So a crash, a lost answer or a second
+operator at any point leads to the same end.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from camel_ray.api.status import PipelineStatus, StageStatus
+from camel_ray.operator import logs
+from camel_ray.operator.caches import Caches
+from camel_ray.operator.clock import moment, seconds_since
+from camel_ray.operator.evidence import clean
+from camel_ray.operator.kinds import CAMEL_PIPELINE, CHILDREN, RAY_CLUSTER
+from camel_ray.operator.kube.client import Client
+from camel_ray.operator.kube.errors import AlreadyExists, Conflict, KubeError, NotFound
+from camel_ray.operator.kube.events import EventRecorder
+from camel_ray.operator.kube.kinds import POD
+from camel_ray.operator.kube.queue import WorkQueue
+from camel_ray.operator.metrics import Metrics
+from camel_ray.operator.model import Create, Delete, Plan, Settings, Snapshot
+from camel_ray.operator.reconcile import read_status, reconcile
+
+log = logging.getLogger("camel_ray.operator")
+
+MINOR_SECONDS = 1.5
+"""Shortest time between two status writes that only tell more words: most waits end before they are worth a write."""
+MADE_SECONDS = 60.0
+"""How long a creation is remembered while its echo is on the way."""
+
+
+class NotYet(Exception):
+    """An operation has to wait for something that is on its way out."""
+
+
+@dataclass
+class _Made:
+    owner: str
+    at: float
+
+
+class Controller:
+    """Reconciles pipelines with `workers` threads while `leads()` says so."""
+
+    def __init__(
+        self,
+        client: Client,
+        caches: Caches,
+        queue: WorkQueue,
+        recorder: EventRecorder,
+        metrics: Metrics,
+        settings: Settings,
+        *,
+        leads: Callable[[], bool],
+        workers: int = 16,
+    ) -> None:
+        self._client, self._caches, self._queue = client, caches, queue
+        self._recorder, self._metrics, self._settings = recorder, metrics, settings
+        self._leads = leads
+        self._lock = threading.Lock()
+        self._made: dict[tuple[str, str, str], _Made] = {}
+        self._troubles: dict[str, str] = {}
+        self._written: dict[str, float] = {}
+        self._threads = [
+            threading.Thread(target=self._work, name=f"reconcile-{i}", daemon=True) for i in range(workers)
+        ]
+
+    def start(self) -> None:
+        """Look at every pipeline once, then at those that change."""
+        for key in list(self._caches.keys()):
+            self._queue.add(key)
+        for thread in self._threads:
+            thread.start()
+
+    def join(self) -> None:
+        """Wait for the workers, after the queue was shut down."""
+        for thread in self._threads:
+            thread.join()
+
+    def _work(self) -> None:
+        while (key := self._queue.get()) is not None:
+            namespace, _, name = key.partition("/")
+            with logs.context(namespace=namespace, pipeline=name):
+                try:
+                    self._reconcile(key)
+                finally:
+                    self._queue.done(key)
+
+    def _reconcile(self, key: str) -> None:
+        if not self._leads():
+            return
+        try:
+            with self._metrics.reconcile() as timer:
+                again = self.reconcile_once(key)
+                if again is not None:
+                    timer.result = "requeue_after"
+        except Conflict:
+            # Somebody wrote the pipeline meanwhile; the watch brings the new version, and this makes sure.
+            self._queue.retry(key)
+        except NotYet as wait:
+            log.info("waits: %s", wait)
+            self._queue.add_after(key, 2.0)
+        except KubeError as error:
+            log.warning("the API server refused: %s", clean(error))
+            self._queue.retry(key)
+        except Exception:
+            log.exception("bug: this pipeline cannot be reconciled now; it is tried again later")
+            self._queue.retry(key)
+        else:
+            self._queue.forget(key)
+            if again is not None:
+                self._queue.add_after(key, again)
+
+    def reconcile_once(self, key: str) -> float | None:
+        """Bring one pipeline a step further; returns when to look again, in seconds. Raises KubeError, NotYet."""
+        with self._lock:
+            trouble = self._troubles.get(key, "")
+        snapshot = self._caches.snapshot(key, self._settings, trouble)
+        if snapshot is None:
+            self._forget(key)
+            return None
+        plan = reconcile(snapshot)
+        if plan.delete_self:
+            metadata = snapshot.object["metadata"]
+            self._client.delete(CAMEL_PIPELINE, metadata["name"], metadata["namespace"], uid=metadata["uid"])
+            return None
+        before = read_status(snapshot.object)
+        operations = [operation for operation in plan.operations if not self._is_made(snapshot, operation)]
+        with logs.context(**plan.fields):
+            self._verify(snapshot, plan)
+            wait = self._write(key, snapshot, before, plan, creates=any(isinstance(o, Create) for o in operations))
+            if wait is not None:
+                return wait
+            for operation in operations:
+                if not self._leads():  # woken up after a long stop, or cut off: another one decides now
+                    return None
+                self._carry_out(key, snapshot, operation)
+            with self._lock:
+                self._troubles.pop(key, None)
+            self._tell(snapshot, plan)
+        return plan.requeue_seconds
+
+    def _verify(self, snapshot: Snapshot, plan: Plan) -> None:
+        """Ask the API itself for what the plan takes for gone: caches may lag behind. Raises NotYet if it is not."""
+        for claim in plan.gone:
+            try:
+                there = self._client.get(CHILDREN[claim.kind], claim.name, snapshot.object["metadata"]["namespace"])
+            except NotFound:
+                continue
+            if claim.uid in (None, there["metadata"]["uid"]):
+                raise NotYet(f"{claim.kind} {claim.name} is not gone; the cache lags behind")
+
+    def _write(
+        self, key: str, snapshot: Snapshot, before: PipelineStatus, plan: Plan, *, creates: bool
+    ) -> float | None:
+        """Write the status if it changed; returns how long to wait first if it can wait, with the whole plan.
+
+        A plan that creates something is written in any case: that changes nothing, and is refused if the decision was
+        made on an old copy.
+        """
+        if plan.status == before and not creates:
+            return None
+        metadata = snapshot.object["metadata"]
+        if not plan.operations and not plan.notes and _weight(plan.status) == _weight(before):
+            left = self._written.get(key, 0.0) + MINOR_SECONDS - time.monotonic()
+            if left > 0:
+                return min(left, plan.requeue_seconds or left)
+        written = self._client.replace_status(
+            CAMEL_PIPELINE,
+            {
+                "apiVersion": snapshot.object["apiVersion"],
+                "kind": snapshot.object["kind"],
+                "metadata": {name: metadata[name] for name in ("name", "namespace", "uid", "resourceVersion")},
+                "status": plan.status.wire(),
+            },
+        )
+        self._caches.pipelines.store.put_if_newer(written)
+        self._written[key] = time.monotonic()
+        self._count(before, plan.status)
+        if plan.status.phase != before.phase:
+            log.info("%s: %s", plan.status.phase, plan.status.message)
+        return None
+
+    def _carry_out(self, key: str, snapshot: Snapshot, operation: Create | Delete) -> None:
+        metadata = snapshot.object["metadata"]
+        if isinstance(operation, Delete):
+            with self._lock:
+                self._made.pop((operation.kind, metadata["namespace"], operation.name), None)
+            kind = CHILDREN[operation.kind]
+            self._client.delete(kind, operation.name, metadata["namespace"], uid=operation.uid)
+            log.info("deleted %s %s", operation.kind, operation.name)
+            return
+        try:
+            self._create(operation, metadata["namespace"], metadata["uid"])
+        except (Conflict, NotYet):
+            raise
+        except KubeError as error:
+            missing = isinstance(error, NotFound) and operation.manifest["kind"] == "RayJob"
+            words = "KubeRay is not installed; install it, or set cluster.executor to Job" if missing else clean(error)
+            with self._lock:
+                self._troubles[key] = words
+            raise
+
+    def _is_made(self, snapshot: Snapshot, operation: Create | Delete) -> bool:
+        """Whether it is a creation that succeeded a moment ago, whose echo has not arrived."""
+        if isinstance(operation, Delete):
+            return False
+        metadata = snapshot.object["metadata"]
+        manifest = operation.manifest
+        with self._lock:
+            made = self._made.get((manifest["kind"], metadata["namespace"], manifest["metadata"]["name"]))
+        return made is not None and made.owner == metadata["uid"] and time.monotonic() - made.at < MADE_SECONDS
+
+    def _create(self, operation: Create, namespace: str, owner: str) -> None:
+        manifest = operation.manifest
+        name = manifest["metadata"]["name"]
+        place = (manifest["kind"], namespace, name)
+        if operation.unless:
+            self._wait_for_quiet(namespace, operation.unless)
+        kind = CHILDREN[manifest["kind"]]
+        try:
+            self._client.create(kind, manifest)
+        except AlreadyExists:
+            there = self._client.get(kind, name, namespace)
+            owners = [reference["uid"] for reference in there["metadata"].get("ownerReferences", ())]
+            if owner not in owners:
+                raise NotYet(f"{manifest['kind']} {name} belongs to somebody else; it has to go first") from None
+            if "deletionTimestamp" in there["metadata"]:
+                raise NotYet(f"{manifest['kind']} {name} is being deleted") from None
+        else:
+            log.info("created %s %s", manifest["kind"], name)
+        with self._lock:
+            self._made[place] = _Made(owner, time.monotonic())
+            for stale in [p for p, m in self._made.items() if time.monotonic() - m.at > MADE_SECONDS]:
+                del self._made[stale]
+
+    def _wait_for_quiet(self, namespace: str, selector: str) -> None:
+        """Ask the API itself whether anything that matches may still work: our caches may lag behind."""
+        pods, _ = self._client.list(POD, namespace, labels=selector)
+        alive = [p["metadata"]["name"] for p in pods if p.get("status", {}).get("phase") not in ("Succeeded", "Failed")]
+        if self._caches.ray_jobs.store.all() and not alive:
+            clusters, _ = self._client.list(RAY_CLUSTER, namespace, labels=selector)
+            alive = [cluster["metadata"]["name"] for cluster in clusters]
+        if alive:
+            raise NotYet(f"{alive[0]} of an earlier attempt is still there")
+
+    def _tell(self, snapshot: Snapshot, plan: Plan) -> None:
+        metadata = snapshot.object["metadata"]
+        regarding = {
+            "apiVersion": snapshot.object["apiVersion"],
+            "kind": snapshot.object["kind"],
+            **{name: metadata[name] for name in ("name", "namespace", "uid", "resourceVersion")},
+        }
+        for note in plan.notes:
+            self._recorder.record(regarding, note.type, note.reason, note.message, "Reconcile")
+
+    def _count(self, before: PipelineStatus, after: PipelineStatus) -> None:
+        """Metrics of what this write made known."""
+        for stage in after.stages:
+            old = before.stage_named(stage.name) or StageStatus(name=stage.name, kind=stage.kind)
+            known = {attempt.number for attempt in old.history}
+            for ended in stage.history:
+                if ended.number not in known:
+                    seconds = seconds_since(ended.started, moment(ended.ended))
+                    self._metrics.attempt_ended(stage.kind, ended.outcome, seconds)
+            now, then = stage.current, old.current
+            if now and now.admitted and not (then and then.admitted) and old.phase == "Queued":
+                self._metrics.attempt_queued(stage.kind, seconds_since(now.created, moment(now.admitted)))
+            if now and now.running and not (then and then.running):
+                self._metrics.attempt_running(stage.kind, seconds_since(now.created, moment(now.running)))
+
+    def _forget(self, key: str) -> None:
+        with self._lock:
+            self._troubles.pop(key, None)
+            self._written.pop(key, None)
+
+
+def _weight(status: PipelineStatus) -> tuple[object, ...]:
+    """What of a status is worth writing at once."""
+    on_the_way: Mapping[str, str] = {"Starting": "Provisioning"}
+    stages = [
+        (s.name, on_the_way.get(s.phase, s.phase), s.attempts, s.current and s.current.stop) for s in status.stages
+    ]
+    return status.phase, status.handled_request, tuple(stages)

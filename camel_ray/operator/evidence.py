@@ -1,0 +1,134 @@
+"""What pods, RayClusters, events and queues say of an attempt: why it waits, and what ended its containers.
+
+Pods of a Ray cluster vanish seconds after the end, and KubeRay's own status never names the cause. So their words are
+read while they are there. Pure; called by `observe`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from datetime import datetime
+
+from camel_ray.api.status import FailureClass
+from camel_ray.operator.clock import seconds_since, stamp
+from camel_ray.operator.model import AttemptView, Object
+
+WORDS = 400
+"""Longest message copied from anywhere into a status: it is other people's text."""
+FRESH_SECONDS = 600.0
+"""How long evidence explains a failure: a worker lost an hour ago was replaced and is not why the attempt ends now."""
+
+# A container in one of these is only on its way.
+_BENIGN = frozenset({"ContainerCreating", "PodInitializing"})
+_AWAY = frozenset({"PreemptionByScheduler", "EvictionByEvictionAPI", "DeletionByTaintManager", "DeletionByPodGC"})
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]+")
+
+
+def clean(text: object, limit: int = WORDS) -> str:
+    """Text of others in one line without control characters, cut to `limit` characters."""
+    line = " ".join(_CONTROL.sub(" ", str(text or "")).split())
+    return line if len(line) <= limit else line[: limit - 1] + "…"
+
+
+def waiting_words(view: AttemptView) -> str:
+    """Why the attempt does not run yet, in the words of whoever holds it up; empty if nobody says anything."""
+    for words in (_pod_words(view), _event_words(view), _cluster_words(view)):
+        if words:
+            return words
+    return ""
+
+
+def queue_words(view: AttemptView) -> str:
+    """Why Kueue does not admit the attempt, in its own words."""
+    for condition in (view.workload or {}).get("status", {}).get("conditions", ()):
+        if condition["type"] == "QuotaReserved" and condition["status"] != "True":
+            return clean(condition.get("message"))
+    return ""
+
+
+def new_evidence(view: AttemptView, known: list[str], now: datetime) -> list[str]:
+    """`known` and what the pods say of ended containers that is not in it yet, the newest eight."""
+    seen = {line.split(" ", 1)[1] for line in known if " " in line}
+    found = [f"{kind} {words}" for pod in view.pods for kind, words in _terminations(pod)]
+    fresh = [f"{stamp(now)} {line}" for line in dict.fromkeys(found) if line not in seen]
+    return [*known, *fresh][-8:]
+
+
+def strongest(evidence: list[str], now: datetime) -> tuple[FailureClass, str] | None:
+    """The class that recent evidence speaks for, and its words: machines taken away before memory before the rest."""
+    recent = []
+    for line in evidence:
+        at, _, rest = line.partition(" ")
+        kind, _, words = rest.partition(" ")
+        if seconds_since(at, now) <= FRESH_SECONDS:
+            recent.append((kind, words))
+    for wanted in ("Preemption", "OutOfMemory", "Infrastructure"):
+        for kind, words in recent:
+            if kind == wanted:
+                return wanted, words
+    return None
+
+
+def _terminations(pod: Object) -> Iterator[tuple[FailureClass, str]]:
+    status, name = pod.get("status", {}), pod["metadata"]["name"]
+    for condition in status.get("conditions", ()):
+        if condition["type"] == "DisruptionTarget" and condition["status"] == "True":
+            reason = condition.get("reason", "")
+            if reason in _AWAY:
+                yield "Preemption", f"pod {name} was taken away ({reason}): {clean(condition.get('message'), 200)}"
+    if status.get("reason") == "NodeLost":
+        yield "Preemption", f"the node of pod {name} was lost"
+    elif status.get("reason") in ("Shutdown", "NodeShutdown", "Terminated", "Preempting"):
+        yield "Preemption", f"pod {name} was taken away ({status['reason']}): {clean(status.get('message'), 200)}"
+    elif status.get("reason") == "Evicted":
+        # A pod beyond its own limits would be evicted again on any node; one that a full node sends away would not.
+        words = clean(status.get("message"), 200)
+        own = "exceeds" in words or "limit" in words
+        yield ("Infrastructure" if own else "Preemption"), f"pod {name} was evicted: {words}"
+    for container in _containers(pod):
+        for state in (container.get("state", {}), container.get("lastState", {})):
+            ended = state.get("terminated")
+            if ended and ended.get("reason") == "OOMKilled":
+                yield "OutOfMemory", f"container {container['name']} of pod {name} exceeded its memory limit"
+
+
+def _pod_words(view: AttemptView) -> str:
+    unscheduled = ""
+    for pod in view.live_pods:
+        name = pod["metadata"]["name"]
+        for container in _containers(pod):
+            held = container.get("state", {}).get("waiting")
+            if held and held.get("reason", "") not in _BENIGN:
+                return clean(f"pod {name}: {held.get('reason')}: {held.get('message', '')}".rstrip(": "))
+        for condition in pod.get("status", {}).get("conditions", ()):
+            if condition["type"] == "PodScheduled" and condition["status"] == "False":
+                unscheduled = clean(f"pod {name}: {condition.get('reason', '')}: {condition.get('message', '')}")
+    return unscheduled.rstrip(": ")
+
+
+def _event_words(view: AttemptView) -> str:
+    """Warnings about objects that got no pod at all: quota, admission. Where pods are, they speak for themselves."""
+    for event in reversed(view.events):
+        about = event.get("involvedObject", {})
+        return clean(
+            f"{about.get('kind', '')} {about.get('name', '')}: {event.get('reason')}: {event.get('message', '')}"
+        )
+    return ""
+
+
+def _cluster_words(view: AttemptView) -> str:
+    for cluster in view.clusters:
+        for condition in cluster.get("status", {}).get("conditions", ()):
+            name = cluster["metadata"]["name"]
+            failed = condition["type"] == "ReplicaFailure" and condition["status"] == "True"
+            unready = condition["type"] == "HeadPodReady" and condition["status"] == "False"
+            if failed or (unready and condition.get("reason") not in ("", "Unknown", "ContainersNotReady", *_BENIGN)):
+                words = f"RayCluster {name}: {condition.get('reason')}: {condition.get('message', '')}"
+                return clean(words.rstrip(": "))
+    return ""
+
+
+def _containers(pod: Object) -> list[Object]:
+    status = pod.get("status", {})
+    return [*status.get("initContainerStatuses", ()), *status.get("containerStatuses", ())]

@@ -1,0 +1,208 @@
+"""Keeps a `Store` equal to what the API server has, and tells of each difference.
+
+One thread per namespace (or one for all): list, then watch from there; when the watch ends, watch on from the last
+version it told; when that is too old (410), list again and work out what was missed. A server that is away is asked
+again more and more slowly; the store keeps what it has meanwhile, and `age_seconds` says how old that may be.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+from camel_ray.operator.kube.client import Client
+from camel_ray.operator.kube.errors import Gone, KubeError, NotFound, Unreachable
+from camel_ray.operator.kube.kinds import Kind
+from camel_ray.operator.kube.store import Index, Object, Store
+from camel_ray.operator.kube.stream import Watch
+
+__all__ = ["Reflector", "Store"]
+
+_FIRST_DELAY_SECONDS = 0.5
+_MAX_DELAY_SECONDS = 30.0
+_STUBBORN = 3  # failures in a row before the list is read again: a restored server may not know our version
+_SHORT_SECONDS = 1.0  # a watch that ends sooner, without an event, failed: asking again at once would be a storm
+
+_log = logging.getLogger(__name__)
+
+Changed = Callable[[Object | None, Object | None], None]
+
+
+class Reflector:
+    """Reflects the objects of one kind that match the selectors.
+
+    `changed(old, new)` is called from the reflector's threads, outside of the store's lock and after the store has the
+    change: (None, new) for an object that appeared, (old, None) for one that went. Calls for one object come in order.
+    A kind the server does not serve (no such CRD) counts as one without objects, and is looked for again.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        kind: Kind,
+        *,
+        namespaces: Sequence[str | None] = (None,),
+        labels: str = "",
+        fields: str = "",
+        trim: Callable[[Object], Object] | None = None,
+        indexes: Mapping[str, Index] | None = None,
+        changed: Changed,
+    ) -> None:
+        self.kind = kind
+        self.store = Store(trim, indexes)
+        self._followers = [
+            _Follower(client, kind, namespace, labels, fields, self.store, changed)
+            for namespace in dict.fromkeys(namespaces)
+        ]
+
+    def start(self) -> None:
+        """Begin, in own threads."""
+        for follower in self._followers:
+            follower.thread.start()
+
+    def stop(self, timeout: float = 5.0) -> None:
+        """End the watches and wait for the threads; one that waits for a hanging server's answer is left behind."""
+        for follower in self._followers:
+            follower.stop()
+        for follower in self._followers:
+            if follower.thread.ident is not None:
+                follower.thread.join(timeout)
+
+    @property
+    def synced(self) -> bool:
+        """Whether all namespaces were listed: before that the store is no ground for decisions."""
+        return all(follower.listed for follower in self._followers)
+
+    @property
+    def served(self) -> bool:
+        """Whether the server knows the kind, as far as it was asked."""
+        return all(follower.served for follower in self._followers)
+
+    def age_seconds(self) -> float:
+        """Seconds since the last sign of life (list, event, bookmark) of the namespace that is silent for the longest.
+
+        A healthy server sends a bookmark each minute.
+        """
+        return time.monotonic() - min(follower.alive for follower in self._followers)
+
+
+class _Follower:
+    """The thread that follows one namespace, or all, and what it knows."""
+
+    def __init__(
+        self,
+        client: Client,
+        kind: Kind,
+        namespace: str | None,
+        labels: str,
+        fields: str,
+        store: Store,
+        changed: Changed,
+    ) -> None:
+        self._client = client
+        self._kind = kind
+        self._namespace = namespace
+        self._labels = labels
+        self._fields = fields
+        self._store = store
+        self._changed = changed
+        self._name = f"{kind.plural} of {namespace or 'all namespaces'}"
+        self._version: str | None = None
+        """Where to watch on from; None: list first."""
+        self._failures = 0
+        self._watch: Watch | None = None
+        self._lock = threading.Lock()
+        self._stopped = threading.Event()
+        self.listed = False
+        self.served = True
+        self.alive = time.monotonic()
+        self.thread = threading.Thread(target=self._run, name=f"reflect {self._name}", daemon=True)
+
+    def stop(self) -> None:
+        """Make the thread end."""
+        self._stopped.set()
+        with self._lock:
+            if self._watch is not None:
+                self._watch.close()
+
+    def _run(self) -> None:
+        while not self._stopped.is_set():
+            try:
+                if self._version is None:
+                    self._list()
+                else:
+                    self._follow(self._version)
+                self._failures = 0
+            except Gone:
+                _log.info("%s: the version %s is too old, listing again", self._name, self._version)
+                self._version = None
+                self._stopped.wait(random.uniform(0.0, 1.0))
+            except NotFound:
+                self._not_served()
+                self._stopped.wait(_MAX_DELAY_SECONDS * random.uniform(0.5, 1.0))
+            except Exception as error:
+                # Not only KubeError: a bug in `trim` or an index must not end the thread, for nobody would notice.
+                expected = isinstance(error, KubeError)
+                level = logging.WARNING if expected else logging.ERROR
+                _log.log(level, "%s: %s", self._name, error, exc_info=not expected)
+                self._failures += 1
+                if self._failures % _STUBBORN == 0:
+                    self._version = None
+                delay = min(_FIRST_DELAY_SECONDS * 2 ** min(self._failures - 1, 10), _MAX_DELAY_SECONDS)
+                self._stopped.wait(delay * random.uniform(0.5, 1.0))
+
+    def _list(self) -> None:
+        objects, version = self._client.list(
+            self._kind, self._namespace, labels=self._labels, fields=self._fields, each=self._store.shrink
+        )
+        changes = self._store.replace(self._namespace, objects, version)
+        self._version, self.alive = version, time.monotonic()
+        self.listed = self.served = True
+        for old, new in changes:
+            self._tell(old, new)
+
+    def _not_served(self) -> None:
+        if self.served:
+            _log.info("%s: the API server does not serve this kind", self._name)
+        self._version, self.alive = None, time.monotonic()
+        self.listed, self.served = True, False
+        for old, new in self._store.clear(self._namespace):
+            self._tell(old, new)
+
+    def _follow(self, version: str) -> None:
+        started, events = time.monotonic(), 0
+        watch = self._client.watch(
+            self._kind, self._namespace, resource_version=version, labels=self._labels, fields=self._fields
+        )
+        with self._lock:
+            self._watch = watch
+        if self._stopped.is_set():  # `stop` came before there was a watch to close
+            watch.close()
+        try:
+            for event in watch:
+                self._take(event["type"], event["object"])
+                events += 1
+        finally:
+            watch.close()
+        if not events and time.monotonic() - started < _SHORT_SECONDS and not self._stopped.is_set():
+            raise Unreachable(f"watch {self._kind.plural} ended at once without an event")
+
+    def _take(self, kind: str, obj: Object) -> None:
+        self.alive, self._failures = time.monotonic(), 0
+        version = obj["metadata"]["resourceVersion"]
+        if kind == "BOOKMARK":
+            self._store.bookmark(self._namespace, version)
+        else:
+            put = self._store.remove if kind == "DELETED" else self._store.put
+            if change := put(self._namespace, obj):
+                self._tell(*change)
+        self._version = version
+
+    def _tell(self, old: Object | None, new: Object | None) -> None:
+        try:
+            self._changed(old, new)
+        except Exception:  # a bug of the listener must not end the thread
+            _log.exception("%s: the listener failed", self._name)

@@ -1,0 +1,349 @@
+"""Hears from running attempts how far they are, writes it into their pipeline's status, and tells them to stop.
+
+    POST /v1/namespaces/NS/pipelines/NAME/stages/STAGE/attempts/N
+    Authorization: Bearer <projected service-account token, audience camel-ray.dev>
+    {"trainerStatus": {...}, "stage": {...}, "result": {...}}          ->  200 {"stop": false}
+
+The first key is Kubeflow Trainer's status contract, so any trainer that speaks it reports without code of ours. A
+report is taken only from a pod of that very attempt: the API server says whose the token is (TokenReview), and the
+pod's labels say which attempt it belongs to. Every replica of the operator answers, leader or not: it needs the caches
+and the API only. Status is written by `progress_writer.py`, in its own thread, so a slow API server delays figures and
+never an answer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import re
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+from camel_ray.operator import names
+from camel_ray.operator.clock import stamp
+from camel_ray.operator.kube.client import Client
+from camel_ray.operator.kube.errors import KubeError
+from camel_ray.operator.kube.kinds import TOKEN_REVIEW
+from camel_ray.operator.model import Object
+from camel_ray.operator.progress_report import parse_report
+from camel_ray.operator.progress_writer import Key, ProgressWriter, Write
+
+AUDIENCE = names.API_GROUP
+"""Of the tokens that pods report with."""
+MAX_BODY = 64 << 10
+_CONNECTIONS = 64
+_IDLE_SECONDS = 10.0
+"""Longest silence of a client."""
+_WHOLE_SECONDS = 20.0
+"""Longest time for one request: a client that sends a byte now and then is not silent."""
+_REPORT_SECONDS = 1.0
+"""Least time between two reports of an attempt."""
+_TRUST_SECONDS = 60.0
+"""How long the API server's word about a token holds; a refusal holds a sixth of it."""
+_REVIEWS_PER_SECOND = 50.0
+_REMEMBERED = 20_000
+"""Tokens, and attempts, that are remembered."""
+_PATH = re.compile(
+    r"/v1/namespaces/([a-z0-9-]{1,63})/pipelines/([a-z0-9.-]{1,253})/stages/([a-z0-9-]{1,63})/attempts/([1-9][0-9]{0,8})"
+)
+_TOKEN = re.compile(r"[A-Za-z0-9._~+/=-]{1,16384}")
+_POD = "authentication.kubernetes.io/pod-name"
+_POD_UID = "authentication.kubernetes.io/pod-uid"
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Whose token it is."""
+
+    namespace: str
+    pod: str
+    """Name of the pod the token was made for."""
+    pod_uid: str = ""
+
+
+def reviewer(client: Client) -> Callable[[str], Identity | None]:
+    """Asks the API server about tokens: the function returns None for one that is not good for us. Raises KubeError."""
+
+    def review(token: str) -> Identity | None:
+        answer = client.create(TOKEN_REVIEW, {"spec": {"token": token, "audiences": [AUDIENCE]}})
+        status = answer.get("status") or {}
+        user = status.get("user") or {}
+        account = str(user.get("username", "")).split(":")
+        extra = user.get("extra") or {}
+        pod, uid = ((extra.get(key) or [""])[0] for key in (_POD, _POD_UID))
+        # An API server that knows no audiences returns none, and would take any token of the cluster for ours.
+        good = status.get("authenticated") is True and AUDIENCE in (status.get("audiences") or [])
+        if not good or account[:2] != ["system", "serviceaccount"] or len(account) != 4 or not pod:
+            return None
+        return Identity(account[2], pod, uid)
+
+    return review
+
+
+class ProgressServer:
+    """Serves from the moment it is made until `close`. `port` 0 takes a free one; `port` then says which.
+
+    `review` says whose a token is, `find` and `pods` look into the caches of pipelines and pods, `write` sends a JSON
+    patch for the status of a pipeline, `count` hears the status of every answer. `tls`: PEM files of certificate and
+    key, read again when they change.
+    """
+
+    def __init__(
+        self,
+        port: int,
+        *,
+        review: Callable[[str], Identity | None],
+        find: Callable[[str, str], Object | None],
+        pods: Callable[[str, str], Object | None],
+        write: Callable[[str, str, list[dict[str, Any]]], Any],
+        tls: tuple[Path, Path] | None = None,
+        count: Callable[[int], None] = lambda status: None,
+        host: str = "",
+    ) -> None:
+        self._review, self._find, self._pods, self._count = review, find, pods, count
+        self._writer = ProgressWriter(find, write)
+        self._lock = threading.Lock()
+        self._trusted: dict[bytes, tuple[float, Identity | None]] = {}
+        self._reported: dict[Key, float] = {}
+        self._reviews, self._reviews_at = _REVIEWS_PER_SECOND, time.monotonic()
+        self._http = _Server((host, port), self._answer, tls)
+        self.port = int(self._http.server_address[1])
+        self._thread = threading.Thread(
+            target=self._http.serve_forever, args=(0.2,), name="progress-server", daemon=True
+        )
+        self._thread.start()
+
+    def close(self) -> None:
+        """Take no more reports, write what is waiting, and end."""
+        self._http.shutdown()
+        self._http.server_close()
+        self._thread.join()
+        self._writer.close()
+
+    def _answer(self, path: str, token: str, body: bytes) -> tuple[int, Mapping[str, Any]]:
+        try:
+            status, answer = self._judge(path, token, body)
+        except _Refusal as refusal:
+            status, answer = refusal.status, {"error": str(refusal)}
+        except Exception:
+            log.exception("a report cannot be taken")
+            status, answer = 500, {"error": "a bug of the operator; its log says more"}
+        self._count(status)
+        return status, answer
+
+    def _judge(self, path: str, token: str, body: bytes) -> tuple[int, Mapping[str, Any]]:
+        matched = _PATH.fullmatch(path)
+        if matched is None:
+            raise _Refusal(404, "there is no such path; attempts get theirs in KUBEFLOW_TRAINER_SERVER_URL")
+        namespace, pipeline, stage = matched[1], matched[2], matched[3]
+        number = int(matched[4])
+        identity = self._identity(token)
+        if identity is None:
+            raise _Refusal(401, "the token is not one of a pod for the audience camel-ray.dev")
+        if identity.namespace != namespace:
+            raise _Refusal(403, "the token is of another namespace")
+        self._check_pod(identity, pipeline, stage, number)
+        current = self._current(namespace, pipeline, stage)
+        if current.get("number") != number:
+            raise _Refusal(409, "this attempt is not the current one of its stage")
+        try:
+            report = parse_report(body, attempt=number, now=stamp(datetime.now(UTC)))
+        except ValueError as error:
+            raise _Refusal(400, f"{error}; see the status contract of Kubeflow Trainer") from None
+        key = Key(namespace, pipeline, stage, number)
+        if report.progress is not None or report.result is not None:
+            self._limit(key)
+            if not self._writer.put(key, Write(report.progress, report.result)):
+                raise _Refusal(503, "too many reports wait to be written")
+        return 200, {"stop": bool(current.get("stop"))}
+
+    def _check_pod(self, identity: Identity, pipeline: str, stage: str, number: int) -> None:
+        pod = self._pods(identity.namespace, identity.pod)
+        if pod is None:
+            raise _Refusal(503, "the pod has not been seen yet")  # the API server knows it, so the cache soon will
+        metadata = pod.get("metadata", {})
+        labels = metadata.get("labels") or {}
+        wanted = names.attempt_labels(pipeline, stage, number)
+        same = not identity.pod_uid or metadata.get("uid", identity.pod_uid) == identity.pod_uid
+        if not same or any(labels.get(key) != value for key, value in wanted.items()):
+            raise _Refusal(403, "the token's pod does not belong to this attempt")
+
+    def _current(self, namespace: str, pipeline: str, stage: str) -> Mapping[str, Any]:
+        """The attempt of a stage that is under way; empty if there is none."""
+        found = self._find(namespace, pipeline)
+        if found is None:
+            raise _Refusal(404, "there is no such pipeline")
+        stages = (found.get("status") or {}).get("stages") or []
+        return next((each.get("current") or {} for each in stages if each["name"] == stage), {})
+
+    def _identity(self, token: str) -> Identity | None:
+        if not _TOKEN.fullmatch(token):
+            return None
+        key, now = hashlib.sha256(token.encode()).digest(), time.monotonic()
+        with self._lock:
+            known = self._trusted.get(key)
+            if known is not None and now < known[0]:
+                return known[1]
+            # A bucket: whoever sends made-up tokens must not keep the API server busy.
+            self._reviews = min(_REVIEWS_PER_SECOND, self._reviews + (now - self._reviews_at) * _REVIEWS_PER_SECOND)
+            self._reviews_at = now
+            if self._reviews < 1.0:
+                raise _Refusal(503, "too many tokens to check")
+            self._reviews -= 1.0
+        try:
+            identity = self._review(token)
+        except KubeError as error:
+            log.warning("a token cannot be checked: %s", error)
+            raise _Refusal(503, "the token cannot be checked now") from None
+        with self._lock:
+            _make_room(self._trusted)
+            trust = _TRUST_SECONDS if identity is not None else _TRUST_SECONDS / 6
+            self._trusted[key] = (now + trust, identity)
+        return identity
+
+    def _limit(self, key: Key) -> None:
+        now = time.monotonic()
+        with self._lock:
+            if now - self._reported.get(key, -_REPORT_SECONDS) < _REPORT_SECONDS:
+                raise _Refusal(429, "one report per second is enough")
+            self._reported.pop(key, None)
+            _make_room(self._reported)
+            self._reported[key] = now
+
+
+class _Refusal(Exception):
+    """An answer other than 200, and why."""
+
+    def __init__(self, status: int, why: str) -> None:
+        super().__init__(why)
+        self.status = status
+
+
+def _make_room(remembered: dict[Any, Any]) -> None:
+    """Forget the oldest entry of a full memory."""
+    if len(remembered) >= _REMEMBERED:
+        del remembered[next(iter(remembered))]
+
+
+class _Handler(BaseHTTPRequestHandler):
+    """One request per connection."""
+
+    server: _Server
+    timeout = _IDLE_SECONDS
+    server_version = "camel-ray"
+    sys_version = ""
+
+    def do_POST(self) -> None:
+        length = self.headers.get("Content-Length", "")
+        if "Transfer-Encoding" in self.headers or not re.fullmatch(r"\d{1,9}", length, re.ASCII):
+            return self.send_error(411)
+        if int(length) > MAX_BODY:
+            return self.send_error(413)
+        body = self.rfile.read(int(length))
+        if len(body) < int(length):
+            return None  # the client has gone
+        scheme, _, token = self.headers.get("Authorization", "").partition(" ")
+        status, answer = self.server.answer(self.path, token.strip() if scheme.lower() == "bearer" else "", body)
+        return self._send(status, answer)
+
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+        """Refuse what is no report, without repeating any of it."""
+        self._send(int(code), {"error": "POST a JSON object of at most 64 KiB with its Content-Length"})
+
+    def _send(self, status: int, answer: Mapping[str, Any]) -> None:
+        data = json.dumps(answer).encode()
+        self.close_connection = True
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        if status in (429, 503):
+            self.send_header("Retry-After", "2" if status == 503 else "1")
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *_: Any) -> None:
+        """Nothing: requests are counted, and their content is not for logs."""
+
+
+class _Server(ThreadingHTTPServer):
+    """At most 64 connections at a time, each for a limited time."""
+
+    daemon_threads = True
+    block_on_close = False
+    request_queue_size = 128
+
+    def __init__(
+        self,
+        address: tuple[str, int],
+        answer: Callable[[str, str, bytes], tuple[int, Mapping[str, Any]]],
+        tls: tuple[Path, Path] | None,
+    ) -> None:
+        self.answer = answer
+        self._tls = tls
+        self._context: ssl.SSLContext | None = None
+        self._loaded: tuple[float, ...] = ()
+        self._lock = threading.Lock()
+        self._open: dict[socket.socket, float] = {}
+        super().__init__(address, _Handler)
+        if tls is not None:
+            self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            self._context.minimum_version = ssl.TLSVersion.TLSv1_2
+            self._load()
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        """A new connection; TLS is agreed on in its own thread, at the first read."""
+        connection, address = super().get_request()
+        connection.settimeout(_IDLE_SECONDS)
+        if self._context is not None:
+            connection = self._context.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
+        return connection, address
+
+    def verify_request(self, request: Any, client_address: Any) -> bool:
+        """Turn away who comes when all places are taken: the attempt tries again."""
+        with self._lock:
+            if len(self._open) >= _CONNECTIONS:
+                return False
+            self._open[request] = time.monotonic() + _WHOLE_SECONDS
+            return True
+
+    def shutdown_request(self, request: Any) -> None:
+        """Close a connection, whoever of the two ended it."""
+        with self._lock:
+            self._open.pop(request, None)
+        super().shutdown_request(request)
+
+    def service_actions(self) -> None:
+        """Between two connections: cut those that take too long, and look for a new certificate."""
+        now = time.monotonic()
+        with self._lock:
+            late = [connection for connection, until in self._open.items() if now > until]
+        for connection in late:
+            with contextlib.suppress(OSError):
+                socket.socket.shutdown(connection, socket.SHUT_RDWR)
+        try:
+            self._load()
+        except (OSError, ssl.SSLError) as error:
+            log.warning("the progress server's certificate cannot be read again: %s", error)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A connection that ended badly is its client's business."""
+        log.debug("a connection of the progress server failed", exc_info=True)
+
+    def _load(self) -> None:
+        if self._tls is None or self._context is None:
+            return
+        times = tuple(path.stat().st_mtime for path in self._tls)
+        if times != self._loaded:
+            self._loaded = times
+            self._context.load_cert_chain(*map(str, self._tls))

@@ -1,0 +1,164 @@
+"""Turns one attempt of a stage into a KubeRay RayJob that runs its entry point at most once and fails visibly.
+
+Pure: no I/O, no clock. The same attempt always gives the same object. It is created once and never applied again:
+KubeRay, Kueue and the autoscaler write into its spec. Retries are ours, not KubeRay's (reconcile.py).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from camel_ray.operator import names
+from camel_ray.operator.groups import UsedGroup, used_groups
+from camel_ray.operator.kinds import RAY_JOB
+from camel_ray.operator.model import Attempt
+from camel_ray.operator.pods import (
+    CONTAINER_SECURITY,
+    DRAIN_MARGIN_SECONDS,
+    ENTRYPOINT,
+    HOME,
+    LONGEST_SECONDS,
+    TMP_MOUNT,
+    TMP_VOLUME,
+    attempt_name,
+    container,
+    image,
+    metadata,
+    plain_env,
+    template,
+)
+
+HEAD_CONTAINER = "ray-head"
+WORKER_CONTAINER = "ray-worker"
+SUBMITTER_CONTAINER = "ray-job-submitter"
+ROLE_LABEL_PREFIX = f"role.{names.API_GROUP}/"
+"""Label of worker pods with `true`, one for each role of `ppo` they may host."""
+
+_KEEP_SECONDS = 10
+"""Pods stay this long after the end, because their states are the evidence of a failure: long enough for an operator
+that is just starting again."""
+_HEAD_GRACE_SECONDS = 30
+_HEAD_DRAIN_SECONDS = 10
+"""Nothing on the head can be moved elsewhere, so it does not wait out its grace period."""
+_SUBMITTER_GRACE_SECONDS = 5
+"""The submitter ignores SIGTERM and would use all of the usual 30 s."""
+_DRAIN = "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"
+
+
+def rayjob_for(attempt: Attempt) -> dict[str, Any]:
+    """The RayJob of an attempt whose executor is RayJob."""
+    cluster = attempt.pipeline.spec.cluster
+    groups = used_groups(attempt.pipeline, attempt.stage)
+    autoscaled = cluster.autoscaling.enabled and bool(groups)
+    meta = metadata(attempt, attempt_name(attempt))
+    spec: dict[str, Any] = {
+        "entrypoint": " ".join(ENTRYPOINT),
+        # HTTPMode submits a second time when the head comes back, SidecarMode cannot pass Pod Security `restricted`
+        "submissionMode": "K8sJobMode",
+        "backoffLimit": 0,
+        "submitterConfig": {"backoffLimit": 0},  # its default, 2, runs the entry point again after the head was lost
+        "submitterPodTemplate": _submitter(attempt),
+        "shutdownAfterJobFinishes": True,  # without it KubeRay refuses to suspend, for ever, and Kueue to admit
+        "ttlSecondsAfterFinished": _KEEP_SECONDS,
+        # KubeRay waits for ever for images, machines and quota without them
+        "preRunningDeadlineSeconds": min(cluster.start_timeout_seconds, LONGEST_SECONDS),
+        "activeDeadlineSeconds": min(attempt.stage.timeout_seconds, LONGEST_SECONDS),
+        "rayClusterSpec": {
+            "rayVersion": cluster.ray_version or attempt.settings.ray_version,
+            "authOptions": {"mode": "token"},
+            **(_autoscaling(cluster.autoscaling.idle_timeout_seconds) if autoscaled else {}),
+            "headGroupSpec": _head(attempt, works=not groups, autoscaled=autoscaled),
+            **({"workerGroupSpecs": [_group(attempt, group) for group in groups]} if groups else {}),
+        },
+    }
+    if cluster.queue:
+        meta["labels"][names.QUEUE] = cluster.queue
+        # written here, so that nothing starts before Kueue has admitted it even where its webhook is off
+        spec["suspend"] = True
+        if autoscaled:
+            meta["annotations"] = {"kueue.x-k8s.io/elastic-job": "true"}  # Kueue refuses autoscaling without it
+    return {"apiVersion": RAY_JOB.api_version, "kind": RAY_JOB.name, "metadata": meta, "spec": spec}
+
+
+def _head(attempt: Attempt, *, works: bool, autoscaled: bool) -> dict[str, Any]:
+    """The head. It runs the driver and, only where there are no worker groups, also the work (`works`)."""
+    machine = attempt.pipeline.spec.cluster.head
+    head, volumes = container(
+        attempt, HEAD_CONTAINER, own_env={_DRAIN: str(_HEAD_DRAIN_SECONDS)}, machine=machine, drives=True
+    )
+    return {
+        "rayStartParams": {} if works else {"num-cpus": "0"},
+        "template": template(
+            attempt,
+            head,
+            machine=machine,
+            volumes=volumes,
+            grace_seconds=_HEAD_GRACE_SECONDS,
+            service_account_token=autoscaled,  # the autoscaler beside it asks the API server for pods
+        ),
+    }
+
+
+def _group(attempt: Attempt, group: UsedGroup) -> dict[str, Any]:
+    """A worker group. What is zero here is written because KubeRay would write it, and then own the whole list."""
+    cluster = attempt.pipeline.spec.cluster
+    worker, volumes = container(
+        attempt,
+        WORKER_CONTAINER,
+        own_env={_DRAIN: str(cluster.drain_timeout_seconds)},
+        machine=group.spec,
+        drives=False,
+    )
+    return {
+        "groupName": group.spec.name,
+        "replicas": group.least,
+        "minReplicas": group.least,
+        "maxReplicas": group.most,
+        "numOfHosts": 1,
+        "priority": 0,
+        "scaleStrategy": {},
+        "labels": {names.GROUP: group.spec.name},  # Ray node labels: stages and roles find their nodes by it
+        "rayStartParams": {},
+        "template": template(
+            attempt,
+            worker,
+            machine=group.spec,
+            volumes=volumes,
+            labels={names.GROUP: group.spec.name, **{f"{ROLE_LABEL_PREFIX}{role}": "true" for role in group.roles}},
+            grace_seconds=cluster.drain_timeout_seconds + DRAIN_MARGIN_SECONDS,
+        ),
+    }
+
+
+def _submitter(attempt: Attempt) -> dict[str, Any]:
+    """The pod that submits the entry point and prints its log. KubeRay adds command, address and token.
+
+    Its own default asks for half a CPU, runs as root, and stays pending without a word where it does not fit.
+    """
+    submitter = {
+        "name": SUBMITTER_CONTAINER,
+        "image": image(attempt),
+        "env": plain_env(HOME),
+        "resources": {"requests": {"cpu": "50m", "memory": "128Mi"}, "limits": {"memory": "1Gi"}},
+        "securityContext": dict(CONTAINER_SECURITY),
+        "volumeMounts": [dict(TMP_MOUNT)],
+    }
+    machine = attempt.pipeline.spec.cluster.head
+    return template(
+        attempt, submitter, machine=machine, volumes=[dict(TMP_VOLUME)], grace_seconds=_SUBMITTER_GRACE_SECONDS
+    )
+
+
+def _autoscaling(idle_seconds: int) -> dict[str, Any]:
+    """Ray's autoscaler. KubeRay copies nothing of the head's container to it, so it brings its own security."""
+    return {
+        "enableInTreeAutoscaling": True,
+        "autoscalerOptions": {
+            "version": "v2",  # KubeRay takes it for v1 where it is not written
+            "idleTimeoutSeconds": min(idle_seconds, LONGEST_SECONDS),
+            "env": plain_env(HOME),
+            "resources": {"requests": {"cpu": "100m", "memory": "512Mi"}, "limits": {"memory": "1Gi"}},
+            "securityContext": dict(CONTAINER_SECURITY),
+            "volumeMounts": [dict(TMP_MOUNT)],
+        },
+    }

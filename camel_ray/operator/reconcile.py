@@ -1,0 +1,270 @@
+"""What to do about a pipeline now: `reconcile(snapshot) -> Plan`. Pure and total, no clock, no I/O.
+
+    read the status -> check the spec -> carry out the user's request -> step the stage that is under way, or begin the
+    next -> clear away what was given up -> say where it stands
+
+Level-triggered: everything is decided from what is there now, so a lost event, a restart or a second operator changes
+nothing. The steps of one stage are in `stage.py`, the reading of attempts in `observe.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from pydantic import ValidationError
+
+from camel_ray.api.pipeline import Stage
+from camel_ray.api.status import TERMINAL, PipelinePhase, PipelineStatus, StageStatus, StopReason
+from camel_ray.operator.clock import seconds_since, stamp
+from camel_ray.operator.model import Note, Plan, Snapshot
+from camel_ray.operator.names import REQUEST
+from camel_ray.operator.problems import cluster_problems
+from camel_ray.operator.stage import Work, begin, clear_away, follow, reset, spec_digest
+from camel_ray.operator.summary import conditions, metrics_text, progress_text
+
+STALE_SECONDS = 1.0
+"""How soon to look again when a cache is seen to lag behind another."""
+
+
+def reconcile(snapshot: Snapshot) -> Plan:
+    """The plan for one pipeline."""
+    before = read_status(snapshot.object)
+    if snapshot.object["metadata"].get("deletionTimestamp"):
+        return Plan(before)
+    work = Work(snapshot)
+    stages = _stages(snapshot, before)
+    if _is_stale(snapshot, stages):
+        return Plan(before, requeue_seconds=STALE_SECONDS)
+    problem = _problem(snapshot)
+    if problem and not any(stage.started for stage in stages):
+        return _plan(work, before, stages, "Failed", problem, handled=_request(snapshot))
+    if problem:
+        # Cannot happen through the API server, which guards what has started; an older object may still be like that.
+        return _plan(work, before, stages, before.phase, f"the spec is not valid any more: {problem}", handled=None)
+    handled = _carry_out(work, before, stages)
+    _mend(work, stages)
+    work.done = frozenset(stage.name for stage in stages if stage.phase == "Succeeded")
+    _step(work, stages)
+    clear_away(work, stages)
+    phase, message = _where(work, stages)
+    return _plan(work, before, stages, phase, message, handled=handled)
+
+
+def read_status(pipeline: Mapping[str, object]) -> PipelineStatus:
+    """The status of a pipeline object; an empty one where there is none or it cannot be read."""
+    try:
+        return PipelineStatus.model_validate(pipeline.get("status") or {})
+    except ValidationError:
+        return PipelineStatus()
+
+
+def _stages(snapshot: Snapshot, before: PipelineStatus) -> list[StageStatus]:
+    """A status per stage of the spec, in its order; what is known is kept."""
+    if snapshot.pipeline is None:
+        return list(before.stages)
+    made = []
+    for stage in snapshot.pipeline.spec.stages:
+        known = before.stage_named(stage.name)
+        made.append(known if known and known.kind == stage.kind else _new(stage, known))
+    return made
+
+
+def _new(stage: Stage, known: StageStatus | None) -> StageStatus:
+    # A stage that was given another kind before it started keeps its counter: names of attempts are never used twice.
+    return StageStatus(name=stage.name, kind=stage.kind, attempts=known.attempts if known else 0)
+
+
+def _is_stale(snapshot: Snapshot, stages: list[StageStatus]) -> bool:
+    """Whether an attempt exists that the status does not name yet: then the status is an old copy, and deciding on it
+    would lose that attempt.
+    """
+    counted = {stage.name: stage.attempts for stage in stages}
+    return any(v.object is not None and v.number > counted.get(v.stage, 0) for v in snapshot.attempts)
+
+
+def _problem(snapshot: Snapshot) -> str:
+    if snapshot.pipeline is None:
+        return snapshot.problem
+    return "; ".join(cluster_problems(snapshot.pipeline, snapshot.settings))
+
+
+def _request(snapshot: Snapshot) -> str:
+    return str((snapshot.object["metadata"].get("annotations") or {}).get(REQUEST, ""))
+
+
+def _carry_out(work: Work, before: PipelineStatus, stages: list[StageStatus]) -> str | None:
+    """Carry out the user's request if it is a new one; returns its value."""
+    request = _request(work.snapshot)
+    if not request or request == before.handled_request:
+        return None
+    verb, _, rest = request.partition(" ")
+    target = rest.partition(" ")[0] or "-"
+    names = [stage.name for stage in stages]
+    if verb == "cancel":
+        _cancel(work, stages)
+        work.notes.append(Note("Normal", "Cancelled", "cancelled on request"))
+    elif verb == "retry" and target == "-":
+        for i, stage in enumerate(stages):
+            if stage.phase in ("Failed", "Cancelled", "Backoff"):
+                stages[i] = reset(stage)
+            elif stage.current and stage.current.stop == "cancel":
+                stages[i] = stage.model_copy(update={"current": stage.current.model_copy(update={"stop": "retry"})})
+        work.notes.append(Note("Normal", "Retried", "what failed runs again on request"))
+    elif verb == "retry" and target in names:
+        for i in range(names.index(target), len(stages)):
+            stages[i] = _asked_again(work, stages[i])
+        work.notes.append(Note("Normal", "Retried", f"stage '{target}' and what follows run again on request"))
+    else:
+        words = f"cannot carry out '{request[:80]}': write 'retry STAGE TOKEN', 'retry - TOKEN' or 'cancel - TOKEN'"
+        work.notes.append(Note("Warning", "UnknownRequest", words))
+    return request
+
+
+def _cancel(work: Work, stages: list[StageStatus]) -> None:
+    for i, stage in enumerate(stages):
+        if stage.current:
+            current = stage.current.model_copy(update={"stop": "cancel", "stop_requested": stamp(work.now)})
+            stages[i] = stage.model_copy(update={"current": current})
+            return
+    for i, stage in enumerate(stages):
+        if stage.phase in ("Failed", "Cancelled"):
+            return
+        if stage.phase != "Succeeded":
+            ended = {"phase": "Cancelled", "message": "cancelled on request", "retry": None, "ended": stamp(work.now)}
+            stages[i] = stage.model_copy(update=ended)
+            return
+
+
+def _asked_again(work: Work, stage: StageStatus) -> StageStatus:
+    if stage.current:
+        current = stage.current.model_copy(update={"stop": "retry", "stop_requested": stamp(work.now)})
+        return stage.model_copy(update={"current": current, "fresh": True})
+    return reset(stage, fresh=True)
+
+
+def _mend(work: Work, stages: list[StageStatus]) -> None:
+    """Let a failed stage run again when its user has changed what it does: the file was mended and applied."""
+    pipeline = work.snapshot.pipeline
+    assert pipeline is not None
+    for i, stage in enumerate(stages):
+        if stage.phase == "Failed" and stage.spec != spec_digest(pipeline, pipeline.spec.stages[i]):
+            work.notes.append(Note("Normal", "SpecChanged", f"stage '{stage.name}' runs again with its new spec"))
+            stages[i] = reset(stage)
+
+
+def _step(work: Work, stages: list[StageStatus]) -> None:
+    """Step the attempt that is under way; where there is none, begin the first stage that is not done."""
+    pipeline = work.snapshot.pipeline
+    assert pipeline is not None
+    suspend: StopReason | None = "suspend" if pipeline.spec.suspend else None
+    for i, stage in enumerate(stages):
+        if stage.current:
+            asked = stage.current.stop
+            stages[i] = follow(work, pipeline.spec.stages[i], stage, asked or suspend)
+            if stages[i].current or stages[i].phase != "Succeeded":
+                return
+            if asked == "cancel":  # it was done before it could be stopped; what follows is not begun
+                _cancel(work, stages)
+    for i, stage in enumerate(stages):
+        if stage.phase in ("Failed", "Cancelled"):
+            return
+        if stage.phase != "Succeeded":
+            if suspend:
+                stages[i] = _rest(work, stage)
+            else:
+                stages[i] = begin(work, pipeline.spec.stages[i], stage)
+            return
+
+
+def _rest(work: Work, stage: StageStatus) -> StageStatus:
+    """A stage that must not run now."""
+    busy = any(not view.over for view in work.views(stage.name))
+    message = "waits until its pods are gone" if busy else "stopped; it continues when spec.suspend is false"
+    # A wait that was on when the pipeline was suspended is over by the time it goes on.
+    return stage.model_copy(update={"phase": "Suspended", "message": message, "retry": None})
+
+
+def _where(work: Work, stages: list[StageStatus]) -> tuple[PipelinePhase, str]:
+    """The phase of the pipeline, and why."""
+    pipeline = work.snapshot.pipeline
+    assert pipeline is not None
+    total = len(stages)
+    for i, stage in enumerate(stages):
+        if stage.phase in ("Failed", "Cancelled"):
+            return stage.phase, f"stage '{stage.name}' ({i + 1} of {total}): {stage.message}"
+    open_stages = [(i, stage) for i, stage in enumerate(stages) if stage.phase != "Succeeded"]
+    if not open_stages:
+        return "Succeeded", f"all {total} stages are done"
+    i, stage = next(((i, s) for i, s in open_stages if s.current), open_stages[0])
+    words = f"stage '{stage.name}' ({i + 1} of {total}): {stage.message or stage.phase.lower()}"
+    if pipeline.spec.suspend:
+        busy = stage.current or any(not view.over for view in work.snapshot.attempts)
+        return ("Suspending" if busy else "Suspended"), words
+    return ("Running" if any(s.started for s in stages) else "Pending"), words
+
+
+def _plan(
+    work: Work,
+    before: PipelineStatus,
+    stages: list[StageStatus],
+    phase: PipelinePhase,
+    message: str,
+    *,
+    handled: str | None,
+) -> Plan:
+    snapshot = work.snapshot
+    generation = snapshot.object["metadata"].get("generation")
+    active = next((s for s in stages if s.current), None) or next((s for s in stages if s.phase != "Succeeded"), None)
+    ended = None
+    if phase in TERMINAL:
+        ended = before.ended if before.phase == phase and before.ended else stamp(work.now)
+    if phase != before.phase:
+        _tell(work, before.phase, phase, message)
+    status = PipelineStatus(
+        observed_generation=generation,
+        phase=phase,
+        message=message,
+        stage=active.name if active else "",
+        progress=progress_text(stages),
+        metrics=metrics_text(stages),
+        attempts=sum(stage.attempts for stage in stages),
+        started_stages=[s.name for s in stages if s.started and s.phase not in ("Failed", "Cancelled")],
+        started=min((s.started for s in stages if s.started), default=None),
+        ended=ended,
+        handled_request=before.handled_request if handled is None else handled,
+        conditions=before.conditions,
+        stages=stages,
+    )
+    status = status.model_copy(update={"conditions": conditions(status, generation, work.now)})
+    expired = _expired(work, status)
+    return Plan(
+        status=status,
+        gone=tuple(work.gone),
+        operations=tuple(work.operations),
+        notes=tuple(work.notes),
+        requeue_seconds=work.wake,
+        delete_self=expired,
+        fields={"stage": active.name, "attempt": active.attempts} if active else {},
+    )
+
+
+def _tell(work: Work, old: PipelinePhase, new: PipelinePhase, message: str) -> None:
+    if new in ("Succeeded", "Suspended"):
+        work.notes.append(Note("Normal", new, message))
+    elif new == "Failed":
+        work.notes.append(Note("Warning", new, message))
+    elif old in ("Suspended", "Suspending") and new == "Running":
+        work.notes.append(Note("Normal", "Resumed", message))
+
+
+def _expired(work: Work, status: PipelineStatus) -> bool:
+    """Whether the time that a finished pipeline is kept has passed."""
+    pipeline = work.snapshot.pipeline
+    keep = pipeline.spec.ttl_seconds_after_finished if pipeline else None
+    if keep is None or status.phase not in TERMINAL or status.ended is None:
+        return False
+    left = keep - seconds_since(status.ended, work.now)
+    if left > 0:
+        work.wake_in(left)
+        return False
+    return True

@@ -1,0 +1,347 @@
+"""One stage's next step: start an attempt, follow it, decide how it ended, wait, try again.
+
+The rules that hold whatever happens in between:
+- An attempt's number is in the status before its object is created, and a number is never used twice.
+- An end is decided once, in the status, before anything of the attempt is deleted; the budget is counted in that write.
+- A further attempt starts only when nothing of the earlier ones can work any more.
+
+Pure; called by `reconcile`, which owns the order of the stages.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any, TypeVar
+
+from camel_ray.api.pipeline import CamelPipeline, Stage
+from camel_ray.api.status import HISTORY, AttemptStatus, EndedAttempt, Outcome, Result, StageStatus, Status, StopReason
+from camel_ray.operator.children import children_for
+from camel_ray.operator.clock import moment, seconds_since, stamp
+from camel_ray.operator.evidence import new_evidence
+from camel_ray.operator.model import Attempt, AttemptView, Create, Delete, Note, Snapshot
+from camel_ray.operator.names import MANAGED_BY, MANAGER, PIPELINE, STAGE, attempt_name
+from camel_ray.operator.observe import Observation, observe
+
+M = TypeVar("M", bound=Status)
+
+PREEMPTED_WAIT_SECONDS = 5.0
+"""Wait after a preemption: free, but not so fast that a sick node is tried a hundred times a minute."""
+
+
+@dataclass
+class Work:
+    """What one reconciliation collects."""
+
+    snapshot: Snapshot
+    gone: list[Delete] = field(default_factory=list)
+    operations: list[Create | Delete] = field(default_factory=list)
+    notes: list[Note] = field(default_factory=list)
+    wake: float | None = None
+    done: frozenset[str] = frozenset()
+    """Stages that are done: what is left of their attempts is in nobody's way."""
+
+    @property
+    def now(self) -> datetime:
+        """The moment of the decision."""
+        return self.snapshot.now
+
+    def wake_in(self, seconds: float) -> None:
+        """Look again in `seconds` at the latest."""
+        seconds = max(0.1, seconds)
+        self.wake = seconds if self.wake is None else min(self.wake, seconds)
+
+    def views(self, stage: str) -> list[AttemptView]:
+        """Everything there is of a stage's attempts."""
+        return [view for view in self.snapshot.attempts if view.stage == stage]
+
+
+def follow(work: Work, stage: Stage, status: StageStatus, stop: StopReason | None) -> StageStatus:
+    """The next step of the stage's current attempt. `stop`: why it should end, if it should."""
+    current = status.current
+    assert current is not None
+    view = next((v for v in work.views(stage.name) if v.number == current.number), None)
+    view = view or AttemptView(stage.name, current.number)
+    if not current.stop:
+        current = _changed(current, evidence=new_evidence(view, current.evidence, work.now))
+    seen = observe(view, current, status.result, work.now)
+    if seen.state == "absent":
+        return _absent(work, stage, status, current, stop)
+    if current.uid is None and view.object is not None:
+        current = _changed(current, uid=view.object["metadata"]["uid"])
+    if stop and not current.stop:
+        current = _changed(current, stop=stop, stop_requested=stamp(work.now))
+    if seen.state != "ended":
+        seen = _overdue(work, stage, current, seen) or seen
+    if seen.state == "ended":
+        return _end(work, stage, status, current, seen)
+    current = _moved_on(current, seen, work.now)
+    status = _changed(status, current=current, phase=_PHASES[seen.state], message=seen.message)
+    if current.stop:
+        return _stopping(work, stage, status, current)
+    return status
+
+
+_PHASES = {
+    "queued": "Queued",
+    "waiting": "Provisioning",
+    "submitted": "Provisioning",
+    "running": "Running",
+}
+
+
+def begin(work: Work, stage: Stage, status: StageStatus) -> StageStatus:
+    """The first step towards the next attempt: wait for the old one to be over, or start it."""
+    if status.retry and (left := (moment(status.retry) - work.now).total_seconds()) > 0:
+        work.wake_in(left)
+        return status
+    left_over = [view for view in work.snapshot.attempts if not view.over and view.stage not in work.done]
+    if left_over:
+        names = " and ".join(f"{view.number} of '{view.stage}'" for view in left_over)
+        return _changed(status, message=f"waits until the pods of attempt {names} are gone")
+    number = status.attempts + 1
+    name = attempt_name(work.snapshot.object["metadata"]["name"], stage.name, number)
+    for view in work.views(stage.name):
+        if view.number <= number - HISTORY and view.object is not None:
+            _delete(work, view)
+    assert work.snapshot.pipeline is not None
+    executor = work.snapshot.pipeline.spec.cluster.executor
+    current = AttemptStatus(number=number, name=name, executor=executor, created=stamp(work.now))
+    _create(work, stage, current, fresh=status.fresh, alone=number > 1)
+    work.notes.append(Note("Normal", "AttemptStarted", f"stage '{stage.name}': attempt {number} is {executor} {name}"))
+    return _changed(
+        status,
+        phase="Starting",
+        message=f"creates {executor} {name}",
+        attempts=number,
+        started=status.started or stamp(work.now),
+        retry=None,
+        spec=spec_digest(work.snapshot.pipeline, stage),
+        current=current,
+        progress=None,
+        result=None,
+    )
+
+
+def spec_digest(pipeline: CamelPipeline, stage: Stage) -> str:
+    """Digest of everything in the spec that an attempt of the stage depends on."""
+    spec = pipeline.spec
+    parts = [stage.wire(), spec.cluster.wire(), spec.storage, spec.seed, spec.wire().get("model")]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def clear_away(work: Work, stages: list[StageStatus]) -> None:
+    """Delete objects of attempts that were given up while they still worked: stopped, overdue, or deleted half."""
+    current = {(s.name, s.current.number) for s in stages if s.current}
+    for view in work.snapshot.attempts:
+        if view.object is None or view.finished or (view.stage, view.number) in current:
+            continue
+        _delete(work, view)
+
+
+def _absent(
+    work: Work, stage: Stage, status: StageStatus, current: AttemptStatus, stop: StopReason | None
+) -> StageStatus:
+    stop = current.stop or stop
+    if current.uid is None and not stop:
+        return _not_seen(work, stage, status, current)
+    work.gone.append(Delete(current.executor, current.name, current.uid))
+    words = "stopped before it ran" if stop else f"somebody deleted {current.executor} {current.name}"
+    outcome: Outcome = "Stopped" if stop else "Infrastructure"
+    current = _changed(current, stop=stop)
+    return _end(work, stage, status, current, Observation("ended", words, outcome, "Stopped" if stop else "Deleted"))
+
+
+def _not_seen(work: Work, stage: Stage, status: StageStatus, current: AttemptStatus) -> StageStatus:
+    """Decided, and not seen yet: the creation failed, is under way, or its echo has not arrived. Once more is
+    harmless.
+    """
+    trouble = work.snapshot.trouble
+    assert work.snapshot.pipeline is not None
+    limit = work.snapshot.pipeline.spec.cluster.start_timeout_seconds
+    if trouble and seconds_since(current.created, work.now) > limit:
+        work.gone.append(Delete(current.executor, current.name))
+        words = f"{current.executor} {current.name} could not be created within {limit} s: {trouble}"
+        return _end(work, stage, status, current, Observation("ended", words, "Infrastructure", "NotCreated"))
+    _create(work, stage, current, fresh=status.fresh, alone=True)
+    work.wake_in(5.0)
+    return (
+        _changed(status, message=f"cannot create {current.executor} {current.name}: {trouble}") if trouble else status
+    )
+
+
+def _overdue(work: Work, stage: Stage, current: AttemptStatus, seen: Observation) -> Observation | None:
+    """An end by our own timers, for waits that nobody else ends."""
+    pipeline, settings = work.snapshot.pipeline, work.snapshot.settings
+    assert pipeline is not None
+    limits = []
+    if seen.state != "queued":
+        words = f"took longer than timeoutSeconds {stage.timeout_seconds}"
+        span = stage.timeout_seconds + settings.start_margin_seconds
+        limits.append((current.admitted or stamp(work.now), span, "Error", "DeadlineExceeded", words))
+    if seen.state == "waiting":
+        start = pipeline.spec.cluster.start_timeout_seconds
+        words = f"did not start within cluster.startTimeoutSeconds {start}: {seen.message}"
+        span = start + (settings.start_margin_seconds if current.executor == "RayJob" else 0.0)
+        limits.append((current.admitted or stamp(work.now), span, "Infrastructure", "StartTimeout", words))
+    if seen.state == "submitted":
+        words = f"its job was not submitted within {settings.silent_seconds:.0f} s: {seen.message}"
+        since = current.submitted or stamp(work.now)
+        limits.append((since, settings.silent_seconds, "Infrastructure", "NotSubmitted", words))
+    outcomes: dict[str, Outcome] = {"Error": "Error", "Infrastructure": "Infrastructure"}
+    for since, span, kind, reason, words in limits:
+        left = span - seconds_since(since, work.now)
+        if left <= 0:
+            return Observation("ended", words, outcomes[kind], reason)
+        work.wake_in(left)
+    return None
+
+
+def _moved_on(current: AttemptStatus, seen: Observation, now: datetime) -> AttemptStatus:
+    """The attempt with the times of what is seen for the first time."""
+    reached: dict[str, Any] = {}
+    if seen.state == "queued":  # also again, when Kueue takes its place away: then all waits begin anew
+        return _changed(current, message=seen.message, admitted=None, submitted=None)
+    if not current.admitted:
+        reached["admitted"] = stamp(now)
+    if seen.state in ("submitted", "running") and not current.submitted:
+        reached["submitted"] = stamp(now)
+    if seen.state == "running" and not current.running:
+        reached["running"] = stamp(now)
+    return _changed(current, message=seen.message, **reached)
+
+
+def _stopping(work: Work, stage: Stage, status: StageStatus, current: AttemptStatus) -> StageStatus:
+    """Wait for an attempt that was asked to stop, or end it.
+
+    Deleting a Job sends SIGTERM to the stage's process, which writes its checkpoint within the pod's grace period. A
+    Ray head that is deleted takes the process with it, so a RayJob that reports progress is told in the answer to a
+    report, and gets the time to end by itself.
+    """
+    reports = status.progress is not None and status.progress.attempt == current.number
+    asked = current.stop_requested or stamp(work.now)
+    left = work.snapshot.settings.stop_seconds - seconds_since(asked, work.now)
+    if current.executor == "RayJob" and status.phase == "Running" and reports and left > 0:
+        work.wake_in(left)
+        return _changed(status, phase="Stopping", message="was asked to write a checkpoint and stop")
+    return _end(work, stage, status, current, Observation("ended", "stopped on request", "Stopped", "Stopped"))
+
+
+def _end(work: Work, stage: Stage, status: StageStatus, current: AttemptStatus, seen: Observation) -> StageStatus:
+    """Note how the attempt ended, and what follows from it."""
+    outcome = seen.outcome
+    assert outcome is not None
+    reason, words = seen.reason, seen.message
+    if outcome == "Stopped" and not current.stop:
+        outcome, reason = "Infrastructure", "StoppedFromOutside"
+        words = f"somebody stopped it: {words}" if words else "somebody stopped it"
+    elif current.stop and outcome not in ("Succeeded", "UserError"):
+        outcome = "Stopped"  # what we ended ourselves is no failure, whatever it looked like from inside
+    ended = EndedAttempt(
+        number=current.number,
+        name=current.name,
+        outcome=outcome,
+        reason=reason,
+        message=words,
+        started=current.created,
+        ended=stamp(work.now),
+    )
+    status = _changed(
+        status,
+        current=None,
+        history=[*status.history, ended][-HISTORY:],
+        result=_result(status.result, seen.result),
+        # An attempt that ran has begun anew; one that a new request for it ended has not.
+        fresh=status.fresh and (current.running is None or current.stop == "retry"),
+        message=words,
+    )
+    if current.stop == "retry":  # however it ended: it was asked for anew
+        return reset(status)
+    match outcome:
+        case "Succeeded":
+            return _changed(status, phase="Succeeded", message=words or "done", ended=stamp(work.now))
+        case "Stopped":
+            return _stopped(work, status, current.stop)
+        case "UserError":
+            return _given_up(work, stage, status, words)
+        case "Preemption":
+            status = _changed(status, preemptions=status.preemptions + 1)
+            return _again(work, stage, status, PREEMPTED_WAIT_SECONDS)
+    assert work.snapshot.pipeline is not None
+    retry = work.snapshot.pipeline.spec.retry
+    status = _changed(status, failures=status.failures + 1)
+    if status.failures > retry.max_retries:
+        tries = f"after {status.failures} failed attempts (retry.maxRetries {retry.max_retries})"
+        return _given_up(work, stage, status, f"{words}; given up {tries}")
+    # 2.0 ** 60 seconds is beyond any limit; without the cap a large budget overflows.
+    wait = min(retry.max_backoff_seconds, retry.backoff_seconds * 2.0 ** min(60, status.failures - 1))
+    return _again(work, stage, status, wait)
+
+
+def _stopped(work: Work, status: StageStatus, stop: StopReason | None) -> StageStatus:
+    if stop == "cancel":
+        return _changed(status, phase="Cancelled", message="cancelled on request", ended=stamp(work.now))
+    return _changed(status, phase="Suspended", message="stopped; it continues when spec.suspend is false")
+
+
+def _given_up(work: Work, stage: Stage, status: StageStatus, words: str) -> StageStatus:
+    work.notes.append(Note("Warning", "StageFailed", f"stage '{stage.name}': {words}"))
+    return _changed(status, phase="Failed", message=words, ended=stamp(work.now))
+
+
+def _again(work: Work, stage: Stage, status: StageStatus, wait: float) -> StageStatus:
+    ended = status.history[-1]
+    words = f"attempt {ended.number} ended ({ended.outcome}): {ended.message}"
+    work.notes.append(Note("Warning", "AttemptFailed", f"stage '{stage.name}': {words}"))
+    work.wake_in(wait)
+    at = work.now + timedelta(seconds=wait)
+    # Whole seconds: rounded up, so that a wait is never shorter than it says.
+    return _changed(status, phase="Backoff", message=words, retry=stamp(at + timedelta(microseconds=999_999)))
+
+
+def reset(status: StageStatus, *, fresh: bool = False) -> StageStatus:
+    """The stage as if it had not run. Its counter of attempts goes on: names of attempts are never used twice."""
+    return StageStatus(
+        name=status.name,
+        kind=status.kind,
+        attempts=status.attempts,
+        preemptions=status.preemptions,
+        history=status.history,
+        fresh=fresh or status.fresh,
+    )
+
+
+def _result(posted: Result | None, read: Result | None) -> Result | None:
+    return read or posted
+
+
+def _create(work: Work, stage: Stage, current: AttemptStatus, *, fresh: bool, alone: bool) -> None:
+    snapshot = work.snapshot
+    metadata = snapshot.object["metadata"]
+    assert snapshot.pipeline is not None
+    attempt = Attempt(
+        pipeline=snapshot.pipeline,
+        namespace=metadata["namespace"],
+        uid=metadata["uid"],
+        stage=stage,
+        number=current.number,
+        settings=snapshot.settings,
+        fresh=fresh,
+    )
+    unless = f"{MANAGED_BY}={MANAGER},{PIPELINE}={metadata['name']},{STAGE}={stage.name}" if alone else ""
+    *others, main = children_for(attempt)
+    work.operations.extend(Create(manifest) for manifest in others)
+    work.operations.append(Create(main, unless))
+
+
+def _delete(work: Work, view: AttemptView) -> None:
+    assert view.object is not None
+    metadata = view.object["metadata"]
+    if "deletionTimestamp" not in metadata:
+        work.operations.append(Delete(view.object["kind"], metadata["name"], metadata["uid"]))
+
+
+def _changed(model: M, **changes: Any) -> M:
+    return model.model_copy(update=changes)

@@ -1,0 +1,80 @@
+"""What the caches keep of each kind of object: only what is read, so that ten thousand pipelines fit into memory."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from camel_ray.operator.observe import RESULT_MARK
+
+_METADATA = ("name", "namespace", "uid", "resourceVersion", "labels", "ownerReferences", "deletionTimestamp")
+_TEXT = 1000
+"""Characters kept of a message; KubeRay puts up to 20,000 of a log into one."""
+
+
+def pipeline(thing: dict[str, Any]) -> dict[str, Any]:
+    """All but what clients keep in annotations for themselves."""
+    metadata = _some(thing["metadata"], (*_METADATA, "generation", "creationTimestamp", "annotations"))
+    annotations = metadata.get("annotations", {})
+    annotations.pop("kubectl.kubernetes.io/last-applied-configuration", None)
+    return {**thing, "metadata": metadata}
+
+
+def ray_job(thing: dict[str, Any]) -> dict[str, Any]:
+    """Where it stands, and the result at the end of the log it carries."""
+    status = _some(thing.get("status") or {}, ("jobDeploymentStatus", "jobStatus", "reason", "startTime"))
+    text = str((thing.get("status") or {}).get("message", ""))
+    at = text.rfind(RESULT_MARK)
+    status["message"] = text[:_TEXT] if at < 0 else text[: _TEXT // 2] + "\n" + text[at:]
+    return _with(thing, status)
+
+
+def job(thing: dict[str, Any]) -> dict[str, Any]:
+    """Its conditions."""
+    return {
+        **_with(thing, _some(thing.get("status") or {}, ("conditions",))),
+        "spec": _some(thing["spec"], ("suspend",)),
+    }
+
+
+def pod(thing: dict[str, Any]) -> dict[str, Any]:
+    """Its phase, and the states of its containers."""
+    status = thing.get("status") or {}
+    kept = _some(status, ("phase", "reason", "message", "conditions"))
+    for name in ("initContainerStatuses", "containerStatuses"):
+        if name in status:
+            kept[name] = [_some(c, ("name", "state", "lastState")) for c in status[name]]
+    return _with(thing, kept)
+
+
+def ray_cluster(thing: dict[str, Any]) -> dict[str, Any]:
+    """Its conditions."""
+    return _with(thing, _some(thing.get("status") or {}, ("state", "conditions")))
+
+
+def workload(thing: dict[str, Any]) -> dict[str, Any]:
+    """Its conditions."""
+    return _with(thing, _some(thing.get("status") or {}, ("conditions",)))
+
+
+def event(thing: dict[str, Any]) -> dict[str, Any]:
+    """Whom it is about, and its words."""
+    kept = _some(thing, ("reason", "message", "lastTimestamp"))
+    kept["involvedObject"] = _some(thing["involvedObject"], ("kind", "namespace", "name"))
+    kept["metadata"] = _some(thing["metadata"], ("name", "namespace", "uid", "resourceVersion"))
+    return {"apiVersion": thing["apiVersion"], "kind": thing["kind"], **kept}
+
+
+def to_json(document: dict[str, Any]) -> str:
+    """The document as JSON text."""
+    return json.dumps(document, separators=(",", ":"))
+
+
+def _with(thing: dict[str, Any], status: dict[str, Any]) -> dict[str, Any]:
+    metadata = _some(thing["metadata"], _METADATA)
+    return {"apiVersion": thing["apiVersion"], "kind": thing["kind"], "metadata": metadata, "status": status}
+
+
+def _some(thing: dict[str, Any], keys: Iterable[str]) -> dict[str, Any]:
+    return {key: thing[key] for key in keys if key in thing}

@@ -1,0 +1,90 @@
+"""A real control plane for the tests of this folder: one for all of them, and a namespace of its own for each.
+
+A module whose faults break the control plane has its own: it overrides `control_plane` with a fixture of scope
+`module`, and everything below follows.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from camel_ray.operator.kube.client import Client
+from camel_ray.operator.kube.config import from_kubeconfig
+from kuberay_standin.launch import KubeRay
+from rig.control_plane import ControlPlane
+from rig.operator import MANIFESTS, Operator, forget_leader, install, start_operator
+
+TESTS = Path(__file__).parents[1]
+
+StartOperator = Callable[..., Operator]
+"""Starts a replica: `(identity="operator", *options, kubeconfig=None)`. All end with the test."""
+
+
+@pytest.fixture(scope="session")
+def control_plane() -> Iterator[ControlPlane]:
+    """The control plane of the session."""
+    with ControlPlane() as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def namespace(control_plane: ControlPlane) -> Iterator[str]:
+    """A namespace for one test, ready for pods. It is deleted afterwards, without waiting for that."""
+    name = f"test-{secrets.token_hex(4)}"
+    control_plane.request("POST", "/api/v1/namespaces", {"metadata": {"name": name}})
+    control_plane.wait_service_account(name)
+    yield name
+    control_plane.request("DELETE", f"/api/v1/namespaces/{name}")
+
+
+@pytest.fixture(scope="module")
+def admin(control_plane: ControlPlane) -> Iterator[Client]:
+    """The operator's own client, with all rights."""
+    client = Client(from_kubeconfig(str(control_plane.kubeconfig())), manager="test")
+    yield client
+    client.close()
+
+
+@pytest.fixture(scope="module")
+def crds(control_plane: ControlPlane) -> None:
+    """CamelPipelines are served."""
+    control_plane.apply_crds(MANIFESTS / "crd.yaml")
+
+
+@pytest.fixture(scope="module")
+def installed(control_plane: ControlPlane) -> None:
+    """CRD, service account and rights are there."""
+    install(control_plane)
+
+
+@pytest.fixture
+def operator(control_plane: ControlPlane, installed: None) -> Iterator[StartOperator]:
+    """Starts replicas under the service account of manifests/rbac.yaml."""
+    started: list[Operator] = []
+    forget_leader(control_plane)
+
+    def start(identity: str = "operator", *options: str, kubeconfig: Path | None = None) -> Operator:
+        replica = start_operator(control_plane, identity, *options, kubeconfig=kubeconfig)
+        started.append(replica)
+        return replica
+
+    yield start
+    for replica in started:
+        replica.process.stop()
+
+
+@pytest.fixture(scope="module")
+def ray_crds(control_plane: ControlPlane) -> None:
+    """RayJobs and RayClusters are served."""
+    control_plane.apply_crds(*sorted((TESTS / "kuberay_standin/crds").glob("*.yaml")))
+
+
+@pytest.fixture
+def kuberay(control_plane: ControlPlane, tmp_path: Path) -> Iterator[KubeRay]:
+    """The stand-in for KubeRay; tell it by `rule` what shall happen."""
+    with KubeRay(control_plane, tmp_path) as standin:
+        yield standin

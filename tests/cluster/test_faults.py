@@ -1,0 +1,266 @@
+"""The operator under faults: frozen, cut off, refused, killed between any two writes. Nothing is lost or doubled.
+
+After each test the whole history of the control plane is read back from etcd, and every version of everything checked.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import yaml
+
+from kuberay_standin.launch import KubeRay
+from rig.control_plane import ControlPlane
+from rig.history import history
+from rig.invariants import RESOURCES, violations
+from rig.operator import ACCOUNT, MANIFESTS, NAMESPACE, Operator, install, leader
+from rig.pipelines import Pipelines, pipeline
+from rig.proxy import Fault, FaultProxy
+
+StartOperator = Callable[..., Operator]
+USER = f"system:serviceaccount:{NAMESPACE}:{ACCOUNT}"
+
+
+@pytest.fixture(scope="module")
+def control_plane() -> Iterator[ControlPlane]:
+    """One of our own: these tests break it."""
+    with ControlPlane(audit=True, history=True) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="module")
+def world(control_plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> Iterator[KubeRay]:
+    install(control_plane)
+    with KubeRay(control_plane, tmp_path_factory.mktemp("kuberay")) as kuberay:
+        yield kuberay
+
+
+@pytest.fixture
+def pipelines(control_plane: ControlPlane, namespace: str, world: KubeRay) -> Iterator[Pipelines]:
+    """The pipelines of the test, and afterwards the check of all that has happened to them."""
+    yield Pipelines(control_plane, namespace)
+    mine = (c for c in history(control_plane, *RESOURCES) if c.place.startswith(f"{namespace}/"))
+    assert violations(mine) == []
+    codes = Counter(e["responseStatus"]["code"] for e in control_plane.audit_log() if e["user"].get("username") == USER)
+    assert codes[403] == 0
+
+
+@pytest.fixture
+def proxy(control_plane: ControlPlane) -> Iterator[FaultProxy]:
+    with FaultProxy(control_plane) as between:
+        yield between
+
+
+def account(control_plane: ControlPlane, **options: int) -> Any:
+    return control_plane.service_account(NAMESPACE, ACCOUNT, **options)
+
+
+def is_write(method: str, path: str) -> bool:
+    """Whether a request changes something of a pipeline."""
+    return method != "GET" and "/leases" not in path and "/events" not in path
+
+
+def test_a_frozen_leader_is_replaced_and_ends_when_it_wakes(
+    control_plane: ControlPlane, operator: StartOperator, pipelines: Pipelines
+) -> None:
+    replicas = {name: operator(name) for name in ("one", "two")}
+    control_plane.wait_for(lambda: leader(control_plane), "a leader")
+    first = leader(control_plane)
+    pipelines.apply(pipeline("before"))
+    pipelines.wait_stage("before", "a", "Running")
+    replicas[first].process.signal(signal.SIGSTOP)
+    pipelines.apply(pipeline("after"))
+    for name in ("before", "after"):
+        pipelines.wait_phase(name, "Succeeded")
+    assert leader(control_plane) == ({"one", "two"} - {first}).pop()
+    replicas[first].process.signal(signal.SIGCONT)
+    assert replicas[first].process.wait() == 1
+
+
+def test_a_replica_that_ends_gives_the_lease_back(
+    control_plane: ControlPlane, operator: StartOperator, pipelines: Pipelines
+) -> None:
+    first, second = operator("one"), operator("two")
+    control_plane.wait_for(lambda: leader(control_plane) == "one", "the first to lead")
+    first.process.stop(graceful=True)
+    assert first.process.returncode == 0
+    control_plane.wait_for(lambda: leader(control_plane) == "two", "the second to lead", seconds=5)
+    pipelines.apply(pipeline("demo"))
+    pipelines.wait_phase("demo", "Succeeded")
+    assert second.process.alive
+
+
+@pytest.mark.parametrize("component", ["kube-apiserver", "etcd", "kube-controller-manager", "kube-scheduler"])
+def test_runs_survive_the_loss_of_a_part_of_the_control_plane(
+    control_plane: ControlPlane, operator: StartOperator, pipelines: Pipelines, world: KubeRay, component: str
+) -> None:
+    replica = operator()
+    for number in range(3):
+        world.rule(f"p{number}-*", namespace=pipelines.namespace, seconds=1.0 + number)
+        pipelines.apply(pipeline(f"p{number}"))
+    pipelines.wait_stage("p0", "a", "Running")
+    control_plane.restart(component)
+    for number in range(3):
+        pipelines.wait_phase(f"p{number}", "Succeeded", seconds=120)
+    assert replica.process.alive
+    assert replica.page("/healthz").strip() == "ok"
+
+
+def test_a_watch_that_goes_silent_is_given_up_and_nothing_is_missed(
+    control_plane: ControlPlane, operator: StartOperator, pipelines: Pipelines, proxy: FaultProxy
+) -> None:
+    replica = operator("operator", kubeconfig=proxy.kubeconfig(account(control_plane)))
+    proxy.mute_watches = True
+    pipelines.apply(pipeline("demo"))
+    with pytest.raises(Exception, match="gave up waiting"):
+        pipelines.wait(lambda: pipelines.phase("demo"), "a watch that is silent", seconds=3)
+    proxy.mute_watches = False
+    pipelines.wait_phase("demo", "Succeeded", seconds=150)
+    assert replica.process.alive
+
+
+def test_a_rotated_token_is_read_when_the_old_one_has_ended(
+    control_plane: ControlPlane, operator: StartOperator, pipelines: Pipelines
+) -> None:
+    replica = operator("operator", kubeconfig=account(control_plane, seconds=2))
+    refused = lambda: any(  # noqa: E731
+        event["responseStatus"]["code"] == 401 and "/leases/camel-ray-operator" in event["requestURI"]
+        for event in control_plane.audit_log()
+    )
+    control_plane.wait_for(refused, "the token to end", seconds=60)
+    account(control_plane)
+    pipelines.apply(pipeline("demo"))
+    pipelines.wait_phase("demo", "Succeeded", seconds=90)
+    assert replica.process.alive
+
+
+@pytest.mark.parametrize("fault", ["429", "500", "503", "410", "refuse", "lose", "delay"])
+def test_a_burst_of_faults_delays_pipelines_and_nothing_else(
+    control_plane: ControlPlane, operator: StartOperator, pipelines: Pipelines, proxy: FaultProxy, fault: str
+) -> None:
+    replica = operator("operator", kubeconfig=proxy.kubeconfig(account(control_plane)))
+    dice = random.Random(fault)
+    hits: Counter[str] = Counter()
+
+    def rule(method: str, path: str) -> Fault | None:
+        if "/leases" in path or dice.random() < 0.5:
+            return None
+        hits[method] += 1
+        if fault.isdecimal():
+            return Fault("answer", status=int(fault), seconds=1 if fault == "429" else 0)
+        return Fault(fault, seconds=0.3)  # type: ignore[arg-type]
+
+    proxy.rule = rule
+    proxy.drop_connections()
+    for name in ("one", "two", "three"):
+        pipelines.apply(pipeline(name))
+    control_plane.wait_for(lambda: hits["POST"] + hits["PUT"] >= 5, "faults to have happened", seconds=60)
+    proxy.rule = lambda method, path: None
+    for name in ("one", "two", "three"):
+        assert pipelines.wait_phase(name, "Succeeded", seconds=90)["attempts"] == 2
+    assert replica.process.alive
+
+
+def test_somebody_who_writes_the_pipeline_all_the_time_is_only_a_conflict(
+    control_plane: ControlPlane, operator: StartOperator, pipelines: Pipelines
+) -> None:
+    operator()
+    pipelines.apply(pipeline("demo"))
+    path = f"/apis/camel-ray.dev/v1alpha1/namespaces/{pipelines.namespace}/camelpipelines/demo"
+    over = threading.Event()
+
+    def write() -> None:
+        number = 0
+        while not over.wait(0.01):
+            number += 1
+            change = [{"op": "add", "path": "/metadata/labels", "value": {"touched": str(number)}}]
+            control_plane.request("PATCH", path, change, content="application/json-patch+json")
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        assert pipelines.wait_phase("demo", "Succeeded")["attempts"] == 2
+    finally:
+        over.set()
+        writer.join()
+    answers = Counter(
+        event["responseStatus"]["code"]
+        for event in control_plane.audit_log()
+        if event["user"].get("username") == USER and event["requestURI"].startswith(f"{path}/status")
+    )
+    assert answers[409] > 0
+
+
+def test_killed_before_or_after_each_of_its_writes_it_goes_on_where_it_was(
+    control_plane: ControlPlane, operator: StartOperator, pipelines: Pipelines, proxy: FaultProxy, world: KubeRay
+) -> None:
+    """One pipeline per write and side of it: a failed attempt, a preempted one, then success."""
+    replica = operator("operator", kubeconfig=proxy.kubeconfig(account(control_plane)))
+    process = replica.process
+    point, crashed = 0, True
+    while crashed:
+        for kind in ("refuse", "lose"):
+            name = f"crash{point}{kind[0]}"
+            world.rule(f"{name}-a-1", namespace=pipelines.namespace, exit_code=20, seconds=0.1)
+            world.rule(f"{name}-a-2", namespace=pipelines.namespace, seconds=0.1)
+            writes = 0
+            crashed = False
+
+            def rule(method: str, path: str, kind: Any = kind, survived: int = point) -> Fault | None:
+                nonlocal writes, crashed
+                if crashed or not is_write(method, path):
+                    return None
+                writes += 1
+                crashed = writes > survived
+                return Fault(kind, call=lambda: process.signal(signal.SIGKILL)) if crashed else None
+
+            proxy.rule = rule
+            pipelines.apply(pipeline(name, {"name": "a", "data": {"source": "/data/rows.jsonl"}}))
+            control_plane.wait_for(
+                lambda name=name: not process.alive or pipelines.phase(name) == "Succeeded", f"{name} to crash or end"
+            )
+            if not process.alive:
+                process.wait()
+                process.start()
+            status = pipelines.wait_phase(name, "Succeeded", seconds=90)
+            assert (status["attempts"], status["stages"][0]["failures"]) == (2, 1), name
+        point += 1
+    assert point > 6
+
+
+def test_pipelines_that_an_older_version_stored_are_taken_over(
+    control_plane: ControlPlane, operator: StartOperator, pipelines: Pipelines
+) -> None:
+    """What an older CRD allowed: fields nobody knows any more, a status without most of what is written today."""
+    crd = yaml.safe_load((MANIFESTS / "crd.yaml").read_text())
+    anything = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
+    for version in crd["spec"]["versions"]:
+        version["schema"] = {"openAPIV3Schema": {**anything, "properties": {"status": anything, "spec": anything}}}
+    control_plane.kubectl("apply", "--server-side", "--force-conflicts", "-f", "-", input=json.dumps(crd))
+    statuses: dict[str, Any] = {
+        "none": None,
+        "empty": {},
+        "phase": {"phase": "Running", "forgotten": {"a": [1, 2]}},
+        "half": {
+            "phase": "Running",
+            "message": "as it was told then",
+            "stages": [{"name": "a", "kind": "data", "phase": "Succeeded", "attempts": 1, "score": 0.5}],
+        },
+    }
+    path = f"/apis/camel-ray.dev/v1alpha1/namespaces/{pipelines.namespace}/camelpipelines"
+    for name, status in statuses.items():
+        made = control_plane.request("POST", path, pipeline(name))
+        if status is not None:
+            control_plane.request("PUT", f"{path}/{name}/status", {**made, "status": status})
+    install(control_plane)
+    operator()
+    for name in statuses:
+        status = pipelines.wait_phase(name, "Succeeded")
+        assert [stage["attempts"] for stage in status["stages"]] == [1, 1]

@@ -1,0 +1,94 @@
+#!/usr/bin/env bash
+# build.sh [--find] TOOL...: builds Go tools of the test rig into the cache, and prints the directory of each.
+# With --find nothing is built: it fails and names what is missing.
+#
+# A real control plane comes from the sources of Kubernetes, through the Go module proxy: no image and no download of
+# binaries. Cold it takes about a quarter of an hour on two cores, so each tool is cached by its version and shared by
+# all clones of this user. `build.sh control-plane` stands for what the cluster tests need.
+set -euo pipefail
+export CGO_ENABLED=0 GOFLAGS=-mod=mod
+cache="${CAMEL_RAY_CACHE:-$HOME/.cache/camel-ray}/rig"
+declare -A module=(
+  [kubernetes]=k8s.io/kubernetes@v1.36.3 [etcd]=go.etcd.io/etcd/server/v3@v3.6.14
+  [kueue]=sigs.k8s.io/kueue@v0.19.2 [jobset]=sigs.k8s.io/jobset@v0.12.0
+  [trainer]=github.com/kubeflow/trainer/v2@v2.3.0 [kwok]=sigs.k8s.io/kwok@v0.8.0
+)
+# tool -> module, package inside it, and manifests to keep beside it
+declare -A source=(
+  [kube-apiserver]="kubernetes cmd/kube-apiserver" [kube-controller-manager]="kubernetes cmd/kube-controller-manager"
+  [kube-scheduler]="kubernetes cmd/kube-scheduler" [kubectl]="kubernetes cmd/kubectl" [etcd]="etcd ."
+  [kueue]="kueue cmd/kueue config/components" [jobset]="jobset . config/components"
+  [trainer]="trainer cmd/trainer-controller-manager manifests" [kwok]="kwok cmd/kwok kustomize"
+)
+control_plane=(etcd kubectl kube-apiserver kube-controller-manager kube-scheduler)
+
+die() { printf 'rig: %s\n' "$*" >&2; exit 1; }
+
+version_of() { local at=${module[$1]##*@}; printf '%s' "${at#v}"; }
+
+fetch() {   # the directory of a module's source in Go's own cache
+  (cd / && go mod download -json "${module[$1]}") | sed -n 's/.*"Dir": "\(.*\)".*/\1/p'
+}
+
+# k8s.io/kubernetes requires its staging modules at v0.0.0: replace each by the published tag of the same release.
+kubernetes_module() {
+  local version staging directory name
+  version=$(version_of kubernetes) staging=v0.${version#*.} directory=$(fetch kubernetes)
+  printf 'module rig\n\ngo 1.26.0\n\nrequire k8s.io/kubernetes v%s\n\nreplace (\n' "$version"
+  sed -n 's/^\tk8s.io\/\([a-z-]*\) => .\/staging.*/\1/p' "$directory/go.mod" |
+    while read -r name; do printf '\tk8s.io/%s => k8s.io/%s %s\n' "$name" "$name" "$staging"; done
+  printf ')\n'
+}
+
+build() {   # build TOOL OUTPUT-DIRECTORY
+  local tool=$1 output=$2 project package manifests version flags="-s -w" work
+  read -r project package manifests <<<"${source[$tool]}"
+  version=$(version_of "$project") work=$(mktemp -d)
+  if [[ $project == kubernetes ]]; then
+    kubernetes_module >"$work/go.mod"
+    local stamp=k8s.io/component-base/version
+    flags+=" -X $stamp.gitVersion=v$version -X $stamp.gitMajor=${version%%.*}"
+    flags+=" -X $stamp.gitMinor=$(cut -d. -f2 <<<"$version")"
+    package=k8s.io/kubernetes/$package
+  else   # a copy, because a build may complete go.sum
+    cp -r "$(fetch "$project")/." "$work" && chmod -R u+w "$work"
+    sed -i '/=> \.\.\?\//d' "$work/go.mod"   # neighbours in its repository: the published modules instead
+    if [[ $tool == kueue ]]; then   # it reads a certificate from a directory that only root can make
+      sed -i 's|"/etc/kueue/metrics/certs"|os.Getenv("KUEUE_CERTIFICATES")|' "$work/cmd/kueue/main.go"
+    fi
+    package=./$package
+  fi
+  (cd "$work" && go build -trimpath -ldflags "$flags" -o "$output/$tool" "$package")
+  if [[ -n $manifests ]]; then cp -r "$work/$manifests" "$output/manifests"; fi
+  chmod -R u+w "$work" && rm -rf "$work"
+}
+
+tools=() find=
+if [[ ${1:-} == --find ]]; then find=1; shift; fi
+for name in "$@"; do
+  if [[ $name == control-plane ]]; then tools+=("${control_plane[@]}"); else tools+=("$name"); fi
+done
+if [[ -n $find ]]; then
+  missing=()
+  for tool in "${tools[@]}"; do
+    [[ -n ${source[$tool]:-} ]] || die "no tool '$tool'; there are ${!source[*]}"
+    directory="$cache/$tool-$(version_of "${source[$tool]%% *}")"
+    if [[ -d $directory ]]; then printf '%s\n' "$directory"; else missing+=("$tool"); fi
+  done
+  [[ ${#missing[@]} == 0 ]] || die "not built: ${missing[*]}; run tests/rig/build.sh ${missing[*]}"
+  exit
+fi
+mkdir -p "$cache"
+exec 9>"$cache/lock" && flock 9
+for tool in "${tools[@]}"; do
+  [[ -n ${source[$tool]:-} ]] || die "no tool '$tool'; there are ${!source[*]}"
+  project=${source[$tool]%% *} directory="$cache/$tool-$(version_of "$project")"
+  if [[ ! -d $directory ]]; then
+    command -v go >/dev/null || die "Go 1.26 or newer is needed to build $tool"
+    echo "rig: building $tool $(version_of "$project") (once; minutes)" >&2
+    rm -rf "$cache"/*.partial && mkdir "$directory.partial"
+    build "$tool" "$directory.partial"
+    mv "$directory.partial" "$directory"
+  fi
+  printf '%s\n' "$directory"
+done

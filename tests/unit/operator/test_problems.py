@@ -1,0 +1,138 @@
+"""What a cluster needs of a pipeline that is valid: each sentence, and no false alarm."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from camel_ray.api.load import load_pipeline
+from camel_ray.operator.children import cluster_problems
+from camel_ray.operator.model import Settings
+from operator_specs import DATA, PPO, PRETRAIN, pipeline
+
+EXAMPLES = Path(__file__).parents[3] / "examples"
+TRAIN = {"name": "base", "pretrain": PRETRAIN}
+
+
+def problems(cluster: dict[str, Any] | None = None, *stages: dict[str, Any], **spec: Any) -> list[str]:
+    return cluster_problems(pipeline(cluster, *stages, **spec), Settings())
+
+
+def test_the_examples_for_clusters_have_none() -> None:
+    found = {f.name: cluster_problems(load_pipeline(f), Settings()) for f in sorted(EXAMPLES.glob("0[234]-*.yaml"))}
+    assert found == {name: [] for name in found}
+    assert len(found) == 3
+
+
+@pytest.mark.parametrize("storage", ["./runs", "runs", "~/runs", "file://runs"])
+def test_relative_storage(storage: str) -> None:
+    assert problems(storage=storage) == [
+        f"spec.storage: '{storage}' is a relative path, and pods share no directory with the one it starts at; set a "
+        "URI such as s3://bucket/team, or an absolute path on a claim of spec.cluster.volumes"
+    ]
+
+
+def test_storage_on_a_path_needs_a_volume_there() -> None:
+    sentence = (
+        "spec.storage: '/data/runs' lies on none of the pods' volumes, and their own disk cannot be written; mount a "
+        "claim there (spec.cluster.volumes), or set a URI such as s3://bucket/team"
+    )
+    claim = {"mountPath": "/data", "claim": "shared"}
+    assert problems(storage="/data/runs") == [sentence]
+    assert problems({"volumes": [{**claim, "readOnly": True}]}, storage="/data/runs") == [sentence]
+    assert problems({"volumes": [{**claim, "mountPath": "/data/run"}]}, storage="/data/runs") == [sentence]
+    assert problems({"volumes": [claim]}, storage="/data/runs") == []
+    assert problems({"volumes": [claim]}, storage="file:///data") == []
+    assert problems(storage="/tmp/try") == []
+
+
+def test_no_image_at_all() -> None:
+    assert cluster_problems(pipeline(), Settings(image="")) == [
+        "spec.cluster.image: there is no image for the pods; set it, or give the operator a default"
+    ]
+    assert cluster_problems(pipeline({"image": "a:1"}), Settings(image="")) == []
+
+
+def test_a_spec_too_large_for_a_config_map() -> None:
+    many = [{"name": "base", "data": {"source": f"hf://x/{'y' * 1_000_001}"}}]
+    (sentence,) = problems(None, *many)
+    assert sentence.startswith("spec: 1000")
+    assert "more than a ConfigMap holds (1000000)" in sentence
+
+
+def test_amounts_that_are_none_and_requests_above_limits() -> None:
+    group = {"name": "g", "resources": {"requests": {"cpu": "4", "memory": "16 GB"}, "limits": {"cpu": "2"}}}
+    assert problems({"groups": [group]}) == [
+        "spec.cluster.groups[0].resources.requests: memory: '16 GB' is no quantity; write it like 4, 500m or 16Gi",
+        "spec.cluster.groups[0].resources: the request cpu: 4 is above the limit 2; raise the limit",
+    ]
+
+
+def test_selectors_and_tolerations_that_kubernetes_refuses() -> None:
+    head = {"nodeSelector": {"zone": "-"}, "tolerations": [{"keys": "gpu", "operator": "Exists"}]}
+    assert problems({"head": head}) == [
+        "spec.cluster.head.nodeSelector.zone: no node has the label '-': use at most 63 letters, digits, '-', '_' and "
+        "'.', with a letter or digit at both ends",
+        "spec.cluster.head.tolerations[0]: a toleration has no field keys; it has effect, key, operator, "
+        "tolerationSeconds, value",
+    ]
+
+
+def test_gpus_said_twice_and_differently() -> None:
+    group = {"name": "g", "gpus": 8, "resources": {"limits": {"nvidia.com/gpu": "4"}}}
+    assert problems({"groups": [group]}) == [
+        "spec.cluster.groups[0].gpus: 8 GPUs, but resources.limits say nvidia.com/gpu: 4; leave one out"
+    ]
+
+
+def test_a_range_of_pods_needs_the_autoscaler() -> None:
+    groups = [{"name": "g", "minReplicas": 1, "maxReplicas": 4}]
+    assert problems({"groups": groups}) == [
+        "spec.cluster.groups[0]: minReplicas and maxReplicas are for autoscaled groups; set "
+        "spec.cluster.autoscaling.enabled to true, or replicas here"
+    ]
+    assert problems({"groups": groups, "autoscaling": {"enabled": True}}) == []
+
+
+def test_a_group_without_pods_matters_to_the_stages_that_use_it() -> None:
+    groups = [{"name": "none", "replicas": 0}, {"name": "some"}]
+    data = {"name": "base", "data": DATA}
+    assert problems({"groups": groups}, {**data, "group": "some"}) == []
+    assert problems({"groups": groups}, data) == []
+    sentence = "stage 'base': worker group 'none' has no pods; raise its replicas"
+    assert problems({"groups": groups}, {**data, "group": "none"}) == [sentence]
+    assert problems({"groups": groups[:1]}, data) == [sentence]
+
+
+def test_more_gpus_than_the_groups_have() -> None:
+    gpu = {"name": "gpu", "replicas": 2, "gpus": 4}
+    assert problems({"groups": [gpu]}, {**TRAIN, "group": "gpu", "workers": 8}) == []
+    assert problems({"groups": [gpu]}, {**TRAIN, "group": "gpu", "workers": {"min": 8, "max": 64}}) == []
+    assert problems({"groups": [gpu]}, {**TRAIN, "group": "gpu", "workers": 9}) == [
+        "stage 'base': wants 9 GPUs, but worker group 'gpu' has 8; lower `workers`, or raise the replicas"
+    ]
+    assert problems({"groups": [gpu, {"name": "cpu"}]}, {**TRAIN, "workers": 9}) == []
+
+
+def test_roles_that_cannot_be_placed() -> None:
+    ppo = {**PPO, "roles": {"rollout": {"group": "a"}}}
+    (sentence,) = problems({"groups": [{"name": "a"}]}, {"name": "tune", "ppo": ppo})
+    assert sentence.startswith("stage 'tune', ppo.roles: roles that are placed together need the same group")
+
+
+def test_a_job_is_one_pod() -> None:
+    gpu = {"name": "gpu", "gpus": 4}
+    job = {"executor": "Job", "groups": [gpu, {"name": "other", "gpus": 4}]}
+    assert problems(job, {**TRAIN, "group": "gpu", "workers": 4}) == []
+    assert problems(job, {**TRAIN, "group": "gpu", "workers": 5}) == [
+        "stage 'base': wants 5 GPUs, but executor: Job gives a stage one pod, and one of group 'gpu' has 4; use "
+        "executor: RayJob, or lower `workers`"
+    ]
+    ppo = {**PPO, "placement": "split", "roles": {"rollout": {"group": "other"}}}
+    assert problems(job, {"name": "tune", "group": "gpu", "ppo": ppo}) == [
+        "stage 'tune': its roles run on the worker groups gpu and other, but executor: Job gives a stage one pod, of "
+        "its own group; use executor: RayJob, or leave out the groups of the roles"
+    ]
+    assert problems({"executor": "Job"}, {"name": "tune", "ppo": {**PPO, "placement": "split"}}) == []

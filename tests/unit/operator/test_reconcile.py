@@ -1,0 +1,275 @@
+"""What `reconcile` decides in the cases that people will ask about, one by one, with the figures."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from unit.operator.world.api import Obj, merged
+from unit.operator.world.operators import SETTINGS, parse
+
+from camel_ray.api.status import AttemptStatus, PipelineStatus, Progress, Result, StageStatus
+from camel_ray.operator.clock import stamp
+from camel_ray.operator.model import AttemptView, Create, Delete, Plan, Snapshot
+from camel_ray.operator.names import REQUEST
+from camel_ray.operator.reconcile import reconcile
+
+NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
+SPEC: Obj = {
+    "storage": "s3://b/a",
+    "cluster": {"image": "trainer:1"},
+    "retry": {"maxRetries": 3, "backoffSeconds": 10, "maxBackoffSeconds": 25},
+    "stages": [
+        {"name": "rows", "data": {"source": "s3://b/rows.jsonl"}},
+        {"name": "words", "tokenizer": {"data": "rows"}},
+    ],
+}
+
+
+def snapshot(
+    *stages: StageStatus, views: tuple[AttemptView, ...] = (), spec: Obj | None = None, request: str = "", **status: Any
+) -> Snapshot:
+    wanted = merged(SPEC, spec or {})
+    pipeline, problem = parse(json.dumps(wanted, sort_keys=True))
+    was = PipelineStatus(stages=list(stages), **status)
+    metadata: Obj = {"name": "p", "namespace": "ns", "uid": "u1", "resourceVersion": "7", "generation": 1}
+    if request:
+        metadata["annotations"] = {REQUEST: request}
+    obj = {"metadata": metadata, "spec": wanted, "status": was.wire()}
+    return Snapshot(obj, pipeline, problem, views, NOW, SETTINGS)
+
+
+def stage(name: str = "rows", **more: Any) -> StageStatus:
+    kind = {"rows": "data", "words": "tokenizer"}[name]
+    return StageStatus(name=name, kind=kind, **more)
+
+
+def running(name: str = "rows", number: int = 1, *, phase: str = "Running", **more: Any) -> StageStatus:
+    begun = stamp(NOW - timedelta(hours=1))
+    given = {"uid": "o1", "created": begun, "admitted": begun, "submitted": begun, "running": begun} | {
+        key: more.pop(key) for key in ("uid", "stop", "stop_requested", "running", "evidence") if key in more
+    }
+    current = AttemptStatus(number=number, name=f"p-{name}-{number}", executor="RayJob", **given)
+    return stage(name, phase=phase, attempts=number, started=begun, current=current, **more)
+
+
+def view(name: str = "rows", number: int = 1, *, pods: tuple[Obj, ...] = (), **status: str) -> AttemptView:
+    state = {"jobDeploymentStatus": "Running", "jobStatus": "RUNNING"} | status
+    obj = {"kind": "RayJob", "metadata": {"name": f"p-{name}-{number}", "uid": f"o{number}"}, "status": state}
+    return AttemptView(name, number, obj, pods=pods)
+
+
+def failed(reason: str = "AppFailed") -> dict[str, str]:
+    return {"jobDeploymentStatus": "Failed", "reason": reason}
+
+
+def first(plan: Plan) -> StageStatus:
+    return plan.status.stages[0]
+
+
+def created(plan: Plan) -> list[tuple[str, str]]:
+    return [(o.manifest["kind"], o.manifest["metadata"]["name"]) for o in plan.operations if isinstance(o, Create)]
+
+
+def deleted(plan: Plan) -> list[Delete]:
+    return [o for o in plan.operations if isinstance(o, Delete)]
+
+
+def test_the_first_attempt_is_named_in_the_plan_that_creates_it() -> None:
+    plan = reconcile(snapshot())
+    assert created(plan)[-1] == ("RayJob", "p-rows-1")
+    assert (first(plan).phase, first(plan).attempts, plan.status.attempts) == ("Starting", 1, 1)
+    assert first(plan).current == AttemptStatus(number=1, name="p-rows-1", executor="RayJob", created=stamp(NOW))
+    assert (plan.status.phase, plan.status.started_stages) == ("Running", ["rows"])
+
+
+def test_a_plan_made_twice_is_the_same_plan() -> None:
+    assert reconcile(snapshot()) == reconcile(snapshot())
+
+
+def test_what_was_decided_and_is_not_seen_yet_is_created_again_under_the_same_number() -> None:
+    plan = reconcile(snapshot(running(uid=None, phase="Starting")))
+    assert created(plan)[-1] == ("RayJob", "p-rows-1")
+    assert (first(plan).attempts, plan.requeue_seconds) == (1, 5.0)
+
+
+@pytest.mark.parametrize(("failures", "seconds"), [(0, 10), (1, 20), (2, 25)])
+def test_failures_wait_twice_as_long_each_time_up_to_the_limit(failures: int, seconds: int) -> None:
+    plan = reconcile(snapshot(running(failures=failures), views=(view(**failed("SubmissionFailed")),)))
+    assert (first(plan).phase, first(plan).failures) == ("Backoff", failures + 1)
+    assert first(plan).retry == stamp(NOW + timedelta(seconds=seconds))
+    assert plan.requeue_seconds == seconds
+    assert [(e.number, e.outcome) for e in first(plan).history] == [(1, "Infrastructure")]
+
+
+def test_a_backing_off_stage_begins_when_its_time_has_come_and_rings_until_then() -> None:
+    waits = stage(phase="Backoff", attempts=1, failures=1, started=stamp(NOW), message="x", retry=stamp(NOW))
+    assert created(reconcile(snapshot(waits)))[-1] == ("RayJob", "p-rows-2")
+    early = replace(snapshot(waits), now=NOW - timedelta(seconds=7))
+    assert (created(reconcile(early)), reconcile(early).requeue_seconds) == ([], 7.0)
+
+
+def test_the_failure_after_the_last_retry_ends_the_pipeline_with_the_reason() -> None:
+    plan = reconcile(snapshot(running(failures=3), views=(view(**failed("SubmissionFailed")),)))
+    assert (plan.status.phase, first(plan).phase, first(plan).failures) == ("Failed", "Failed", 4)
+    assert "given up after 4 failed attempts (retry.maxRetries 3)" in plan.status.message
+    assert plan.requeue_seconds is None
+
+
+def test_preempted_attempt_is_retried_without_using_the_budget() -> None:
+    told = Result(attempt=1, code=24)
+    plan = reconcile(snapshot(running(failures=3, result=told), views=(view(**failed()),)))
+    assert (first(plan).phase, first(plan).failures, first(plan).preemptions) == ("Backoff", 3, 1)
+    assert plan.requeue_seconds == 5.0
+
+
+def test_a_users_error_ends_the_pipeline_at_once_with_its_sentence() -> None:
+    told = Result(attempt=1, code=12, message="rows.jsonl line 7 is no JSON")
+    plan = reconcile(snapshot(running(result=told), views=(view(**failed()),)))
+    assert (plan.status.phase, first(plan).failures) == ("Failed", 0)
+    assert plan.status.message == "stage 'rows' (1 of 2): rows.jsonl line 7 is no JSON"
+    assert plan.status.started_stages == []  # its spec may be mended
+
+
+def test_an_object_that_was_seen_and_is_gone_was_deleted_if_the_api_says_so_too() -> None:
+    plan = reconcile(snapshot(running()))
+    assert plan.gone == (Delete("RayJob", "p-rows-1", "o1"),)
+    assert (first(plan).history[-1].reason, first(plan).failures, first(plan).phase) == ("Deleted", 1, "Backoff")
+
+
+def test_the_next_attempt_waits_for_pods_of_the_last() -> None:
+    pod = {"metadata": {"name": "x"}, "status": {"phase": "Running"}}
+    waits = stage(phase="Backoff", attempts=1, failures=1, started=stamp(NOW), message="x", retry=stamp(NOW))
+    plan = reconcile(snapshot(waits, views=(view(pods=(pod,), **failed()),)))
+    assert (created(plan), first(plan).message) == ([], "waits until the pods of attempt 1 of 'rows' are gone")
+    again = reconcile(snapshot(waits, views=(view(**failed()),)))
+    unless = [o.unless for o in again.operations if isinstance(o, Create)][-1]
+    assert "camel-ray.dev/pipeline=p" in unless
+    assert "camel-ray.dev/stage=rows" in unless
+
+
+def test_the_next_stage_begins_in_the_plan_that_notes_the_end_of_the_one_before() -> None:
+    done = view(jobDeploymentStatus="Complete", jobStatus="SUCCEEDED")
+    plan = reconcile(snapshot(running(), views=(done,)))
+    assert [s.phase for s in plan.status.stages] == ["Succeeded", "Starting"]
+    assert (created(plan)[-1], plan.status.progress) == (("RayJob", "p-words-1"), "1/2")
+    assert deleted(plan) == []  # the object of a finished attempt is kept, for its log
+
+
+def test_suspend_asks_an_attempt_that_reports_and_deletes_one_that_does_not() -> None:
+    on = {"suspend": True}
+    reports = running(progress=Progress(attempt=1, percentage=5))
+    asked = reconcile(snapshot(reports, views=(view(),), spec=on))
+    assert (first(asked).phase, asked.status.phase, asked.requeue_seconds) == ("Stopping", "Suspending", 300.0)
+    assert first(asked).current.stop == "suspend"  # type: ignore[union-attr]
+    assert deleted(asked) == []
+    late = running(progress=reports.progress, stop="suspend", stop_requested=stamp(NOW - timedelta(seconds=301)))
+    for stopped in (late, running()):
+        plan = reconcile(snapshot(stopped, views=(view(),), spec=on))
+        assert deleted(plan) == [Delete("RayJob", "p-rows-1", "o1")]
+        assert (first(plan).history[-1].outcome, first(plan).failures) == ("Stopped", 0)
+
+
+def test_a_suspended_pipeline_goes_on_with_a_new_attempt() -> None:
+    rests = stage(phase="Suspended", attempts=1, failures=2, started=stamp(NOW), message="stopped")
+    assert reconcile(snapshot(rests, spec={"suspend": True})).status.phase == "Suspended"
+    plan = reconcile(snapshot(rests, phase="Suspended"))
+    assert (created(plan)[-1], first(plan).failures) == (("RayJob", "p-rows-2"), 2)
+
+
+def test_cancel_ends_the_attempt_and_everything_after_it_even_if_it_was_done_first() -> None:
+    stopped = reconcile(snapshot(running(), views=(view(),), request="cancel - 1"))
+    assert (stopped.status.phase, stopped.status.handled_request) == ("Cancelled", "cancel - 1")
+    assert deleted(stopped) == [Delete("RayJob", "p-rows-1", "o1")]
+    done = view(jobDeploymentStatus="Complete", jobStatus="SUCCEEDED")
+    late = reconcile(snapshot(running(stop="cancel", stop_requested=stamp(NOW)), views=(done,)))
+    assert [s.phase for s in late.status.stages] == ["Succeeded", "Cancelled"]
+    assert (late.status.phase, created(late)) == ("Cancelled", [])
+
+
+def test_a_request_is_carried_out_once() -> None:
+    ended = stage(phase="Failed", attempts=4, failures=4, started=stamp(NOW), ended=stamp(NOW), message="x", spec="old")
+    again = reconcile(snapshot(ended, request="retry - 1", phase="Failed"))
+    assert (first(again).attempts, first(again).failures, again.status.handled_request) == (5, 0, "retry - 1")
+    plain = stage(**{**ended.model_dump(exclude={"name", "kind"}), "spec": first(again).spec})
+    handled = reconcile(snapshot(plain, request="retry - 1", phase="Failed", handled_request="retry - 1"))
+    assert (handled.status.phase, handled.operations) == ("Failed", ())
+
+
+@pytest.mark.parametrize("end", [{"jobDeploymentStatus": "Complete", "jobStatus": "SUCCEEDED"}, failed()])
+def test_a_stage_that_was_asked_for_anew_runs_anew_however_its_attempt_ended(end: dict[str, str]) -> None:
+    told = Result(attempt=1, code=0 if "jobStatus" in end else 12)
+    stopping = running(stop="retry", stop_requested=stamp(NOW), fresh=True, result=told)
+    after = first(reconcile(snapshot(stopping, views=(view(**end),))))
+    assert (after.phase, after.failures, after.attempts, after.fresh) == ("Waiting", 0, 1, True)
+
+
+def test_retry_of_a_stage_takes_what_follows_along() -> None:
+    done = {"phase": "Succeeded", "attempts": 1, "started": stamp(NOW), "ended": stamp(NOW), "message": "done"}
+    plan = reconcile(snapshot(stage(**done), stage("words", **done), request="retry rows 9", phase="Succeeded"))
+    assert [(s.phase, s.attempts, s.fresh) for s in plan.status.stages] == [("Starting", 2, True), ("Waiting", 1, True)]
+    assert plan.status.started_stages == ["rows"]
+
+
+@pytest.mark.parametrize("request_", ["dance", "retry nothing 1", "retry", "cancel", "  "])
+def test_any_request_is_answered(request_: str) -> None:
+    plan = reconcile(snapshot(running(), views=(view(),), request=request_))
+    assert plan.status.handled_request == request_
+
+
+def test_a_spec_that_cannot_run_fails_before_anything_starts_and_starts_over_when_mended() -> None:
+    for bad in ({"storage": "./here"}, {"stages": []}):
+        plan = reconcile(snapshot(spec=bad))
+        assert (plan.status.phase, plan.operations) == ("Failed", ())
+        assert plan.status.message
+    mended = reconcile(snapshot(phase="Failed", message="x", ended=stamp(NOW)))
+    assert (mended.status.phase, created(mended)[-1]) == ("Running", ("RayJob", "p-rows-1"))
+
+
+def test_nothing_is_created_for_a_pipeline_that_is_being_deleted() -> None:
+    seen = snapshot()
+    dying = replace(seen, object=merged(seen.object, {"metadata": {"deletionTimestamp": stamp(NOW)}}))
+    assert reconcile(dying) == Plan(PipelineStatus())
+
+
+def test_an_attempt_that_the_status_does_not_know_yet_means_that_the_status_is_old() -> None:
+    plan = reconcile(snapshot(stage(), views=(view(number=1),)))
+    assert (plan.operations, plan.requeue_seconds) == ((), 1.0)
+
+
+def test_leftovers_of_given_up_attempts_are_deleted_and_finished_ones_kept() -> None:
+    plan = reconcile(snapshot(running(number=3), views=(view(number=1), view(number=2, **failed()), view(number=3))))
+    assert deleted(plan) == [Delete("RayJob", "p-rows-1", "o1")]
+
+
+def test_waits_that_nobody_else_ends_are_ended_by_our_own_timers() -> None:
+    begun = stamp(NOW - timedelta(seconds=301))
+    silent = running(running=None, phase="Provisioning")
+    silent = silent.model_copy(update={"current": silent.current.model_copy(update={"submitted": begun})})  # type: ignore[union-attr]
+    plan = reconcile(snapshot(silent, views=(view(jobStatus=""),)))
+    assert (first(plan).history[-1].reason, first(plan).history[-1].outcome) == ("NotSubmitted", "Infrastructure")
+    assert deleted(plan) == [Delete("RayJob", "p-rows-1", "o1")]
+    stuck = running(running=None, phase="Provisioning")
+    hour = replace(snapshot(stuck, views=(view(jobDeploymentStatus="Initializing"),)), now=NOW)
+    assert first(reconcile(hour)).history[-1].reason == "StartTimeout"  # 3600 s > startTimeoutSeconds 1800 + 60
+    early = reconcile(replace(hour, now=NOW - timedelta(seconds=1800)))
+    assert (first(early).phase, early.requeue_seconds) == ("Provisioning", 60.0)
+
+
+def test_a_finished_pipeline_is_deleted_when_its_time_has_passed() -> None:
+    done = {"phase": "Succeeded", "attempts": 1, "started": stamp(NOW), "ended": stamp(NOW), "message": "done"}
+    both = stage(**done), stage("words", **done)
+    keep = {"ttlSecondsAfterFinished": 100}
+    for ended, expected in ((40, (False, 60.0)), (100, (True, None))):
+        past = stamp(NOW - timedelta(seconds=ended))
+        plan = reconcile(snapshot(*both, spec=keep, phase="Succeeded", message="x", ended=past))
+        assert (plan.delete_self, plan.requeue_seconds) == expected
+
+
+def test_a_status_that_nobody_can_read_is_begun_anew() -> None:
+    seen = snapshot()
+    broken = replace(seen, object={**seen.object, "status": {"stages": "none", "phase": 7}})
+    assert reconcile(broken).status.phase == "Running"
