@@ -92,7 +92,10 @@ def _sentence(path: FieldPath, kind: str, document: Any) -> str:
 
 
 def _explain(path: FieldPath) -> str:
-    """The remedy that always works: where the field is described."""
+    """The remedy that always works: where the field is described; the keys of a free mapping have no description."""
+    place = locate(CamelPipeline, path[:-1])
+    if place is not None and isinstance(path[-1], str) and not models(place[0]):
+        path = path[:-1]
     return f"see `camel-ray explain {explain_path(path)}`"
 
 

@@ -290,7 +290,9 @@ def _ppo(spec: Mapped, stages: list[Mapped], i: int) -> Iterator[Violation]:
 def _ppo_offload(ppo: Mapped) -> Iterator[Violation]:
     roles = _mapping(ppo.get("roles"))
     for path, own in (((), {}), *((("roles", role), _mapping(roles.get(role))) for role in ("actor", "critic"))):
-        offload = own.get("offload", None if path else ppo.get("offload"))
+        if path and not own.keys() & {"offload", "zero"}:
+            continue  # it inherits both, and they were looked at
+        offload = own.get("offload", ppo.get("offload"))
         zero = own.get("zero", ppo.get("zero", 2))
         if offload == "all" and zero != 3:
             yield Violation(("ppo", *path, "offload"), say.OFFLOAD_ALL)

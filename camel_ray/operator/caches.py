@@ -26,6 +26,7 @@ from camel_ray.operator.kube.kinds import CORE_EVENT, JOB, POD, Kind
 from camel_ray.operator.kube.reflector import Reflector, Store
 from camel_ray.operator.model import AttemptView, Object, Settings, Snapshot
 from camel_ray.operator.names import ATTEMPT, PIPELINE, SELECTOR, STAGE
+from camel_ray.operator.problems import cluster_problems
 
 GONE_SECONDS = 900.0
 """How long the last words of a deleted pod are kept."""
@@ -41,14 +42,14 @@ class Caches:
         self._changed = changed
         self._lock = threading.Lock()
         self._gone: OrderedDict[tuple[str, str], tuple[float, str, Object]] = OrderedDict()
-        self._parsed: OrderedDict[tuple[str, int], CamelPipeline | str] = OrderedDict()
+        self._parsed: OrderedDict[tuple[str, int], tuple[CamelPipeline | None, str]] = OrderedDict()
 
         def reflect(kind: Kind, heard: Callable[..., None], keep: Callable[..., Any], **more: Any) -> Reflector:
             return Reflector(client, kind, namespaces=namespaces, trim=keep, changed=heard, **more)
 
         ours: dict[str, Any] = {"labels": SELECTOR, "indexes": {"pipeline": _keys_by_label}}
         owned = {"indexes": {"owner": _owner_uids}}
-        about = {"indexes": {"about": _about}}
+        about = {"indexes": {"about": _about}, "bookmarks": False}
         self.pipelines = reflect(CAMEL_PIPELINE, self._pipeline_changed, trim.pipeline)
         self.jobs = reflect(JOB, self._child_changed, trim.job, **ours)
         self.pods = reflect(POD, self._pod_changed, trim.pod, **ours)
@@ -97,36 +98,44 @@ class Caches:
             counted[pipeline.get("status", {}).get("phase", "Pending")] += 1
         return counted
 
+    def put(self, thing: Object) -> None:
+        """Take in what the API answered to a write of ours, before the watch brings it."""
+        for reflector in (self.pipelines, self.jobs, self.ray_jobs):
+            if reflector.kind.name == thing["kind"]:
+                reflector.store.put_if_newer(dict(thing))
+
     def snapshot(self, key: str, settings: Settings, trouble: str) -> Snapshot | None:
         """Everything known of a pipeline; None if there is none."""
         namespace, name = key.split("/")
         pipeline = self.pipelines.store.get(namespace, name)
         if pipeline is None:
             return None
-        parsed = self._parse(pipeline)
+        parsed, problem = self._parse(pipeline, settings)
         return Snapshot(
             object=pipeline,
-            pipeline=parsed if isinstance(parsed, CamelPipeline) else None,
-            problem=parsed if isinstance(parsed, str) else "",
-            attempts=self._attempts(key, pipeline["metadata"]["uid"]),
+            pipeline=parsed,
+            problem=problem,
+            attempts=self._attempts(key, pipeline["metadata"]),
             now=datetime.now(UTC),
             settings=settings,
             trouble=trouble,
         )
 
-    def _attempts(self, key: str, uid: str) -> tuple[AttemptView, ...]:
+    def _attempts(self, key: str, owner: Object) -> tuple[AttemptView, ...]:
         objects: dict[tuple[str, int], Object] = {}
         pods: defaultdict[tuple[str, int], list[Object]] = defaultdict(list)
         clusters: defaultdict[tuple[str, int], list[Object]] = defaultdict(list)
         for child in [*self.jobs.store.by("pipeline", key), *self.ray_jobs.store.by("pipeline", key)]:
             # A namesake's children, which are on their way out, are none of ours. A submitter's Job belongs to a
             # RayJob.
-            if uid in _owner_uids(child) and (place := _place(child)):
+            if owner["uid"] in _owner_uids(child) and (place := _place(child)):
                 objects[place] = child
         for cluster in self.ray_clusters.store.by("pipeline", key):
             if place := _place(cluster):
                 clusters[place].append(cluster)
-        for pod in [*self.pods.store.by("pipeline", key), *self._gone_pods(key)]:
+        # What a deleted pipeline of the same name left behind matters while it works, but not for its last words.
+        gone = [pod for pod in self._gone_pods(key) if _created(pod) >= owner.get("creationTimestamp", "")]
+        for pod in [*self.pods.store.by("pipeline", key), *gone]:
             if place := _place(pod):
                 pods[place].append(pod)
         return tuple(
@@ -150,10 +159,8 @@ class Caches:
             workload=owners[0] if owners else None,
         )
 
-    def _parse(self, pipeline: Object) -> CamelPipeline | str:
-        """The pipeline's models, or what is wrong with it. The newest are remembered: the same spec is read many
-        times.
-        """
+    def _parse(self, pipeline: Object, settings: Settings) -> tuple[CamelPipeline | None, str]:
+        """The pipeline's models, and why they cannot run here, if so. The newest are kept: a spec is read often."""
         metadata = pipeline["metadata"]
         known = (metadata["uid"], metadata.get("generation", 0))
         with self._lock:
@@ -161,11 +168,12 @@ class Caches:
                 self._parsed.move_to_end(known)
                 return self._parsed[known]
         parsed = parse(pipeline)
+        made = (None, parsed) if isinstance(parsed, str) else (parsed, "; ".join(cluster_problems(parsed, settings)))
         with self._lock:
-            self._parsed[known] = parsed
+            self._parsed[known] = made
             while len(self._parsed) > _PARSED:
                 self._parsed.popitem(last=False)
-        return parsed
+        return made
 
     def _gone_pods(self, key: str) -> list[Object]:
         with self._lock:
@@ -251,6 +259,11 @@ def _owner_uids(thing: Object) -> list[str]:
 def _about(event: Object) -> list[str]:
     about = event["involvedObject"]
     return [f"{about.get('namespace', '')}/{about.get('name', '')}"]
+
+
+def _created(thing: Object) -> str:
+    """When it was made, as text that sorts by time."""
+    return str(thing["metadata"].get("creationTimestamp", ""))
 
 
 def _place(thing: Object) -> tuple[str, int] | None:

@@ -183,7 +183,7 @@ class Controller:
                 "status": plan.status.wire(),
             },
         )
-        self._caches.pipelines.store.put_if_newer(written)
+        self._caches.put(written)
         self._written[key] = time.monotonic()
         self._count(before, plan.status)
         if plan.status.phase != before.phase:
@@ -228,7 +228,7 @@ class Controller:
             self._wait_for_quiet(namespace, operation.unless)
         kind = CHILDREN[manifest["kind"]]
         try:
-            self._client.create(kind, manifest)
+            self._caches.put(self._client.create(kind, manifest))
         except AlreadyExists:
             there = self._client.get(kind, name, namespace)
             owners = [reference["uid"] for reference in there["metadata"].get("ownerReferences", ())]

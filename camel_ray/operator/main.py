@@ -39,8 +39,9 @@ from camel_ray.version import __version__
 log = logging.getLogger("camel_ray.operator")
 
 LEASE = "camel-ray-operator"
-SILENT_SECONDS = 180.0
-"""A watch says something every minute (bookmarks); one that was silent for longer is dead, and so is the operator."""
+SILENT_SECONDS = 400.0
+"""A watch says something every minute, that of events every five; after a longer silence it is dead, and a new process
+may do better."""
 STUCK_SECONDS = 600.0
 
 
@@ -65,7 +66,12 @@ def arguments(given: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--log-format", choices=("text", "json"), default="json")
     parser.add_argument("--log-level", default="INFO")
     parser.add_argument("--version", action="version", version=__version__)
-    return parser.parse_args(given)
+    options = parser.parse_args(given)
+    if bool(options.progress_certificate) != bool(options.progress_key):
+        parser.error("--progress-certificate and --progress-key belong together; give both or none")
+    if options.progress_url and not options.progress_url.startswith(("http://", "https://")):
+        parser.error(f"--progress-url: '{options.progress_url}' is no address of a web service; write http(s)://...")
+    return options
 
 
 def main(given: Sequence[str] | None = None) -> int:
@@ -183,7 +189,7 @@ class Operator:
 
     def _write_progress(self, namespace: str, pipeline: str, patch: list[dict[str, object]]) -> None:
         written = self._client.patch(CAMEL_PIPELINE, pipeline, namespace, patch, subresource="status")
-        self._caches.pipelines.store.put_if_newer(written)
+        self._caches.put(written)
 
     def _ages(self) -> dict[str, float]:
         return {name: reflector.age_seconds() for name, reflector in self._caches.reflectors.items()}

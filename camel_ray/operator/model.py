@@ -106,7 +106,7 @@ class Snapshot:
     pipeline: CamelPipeline | None
     """Its validated form; None if it does not validate."""
     problem: str
-    """The sentences of the validation if it failed."""
+    """Why it cannot run: the sentences of the validation, or of `cluster_problems`; empty if it can."""
     attempts: tuple[AttemptView, ...]
     """All attempts of which the caches hold anything."""
     now: datetime

@@ -161,9 +161,14 @@ def _exit_code(view: AttemptView) -> int | None:
 
 
 def _terminated(view: AttemptView) -> list[Object]:
+    """Ends of the stage's container in pods of this very Job: a deleted pipeline of the same name left others with the
+    same labels, and their last words are remembered for a while.
+    """
+    uid = (view.object or {}).get("metadata", {}).get("uid")
     states = [
         container.get("state", {}).get("terminated")
         for pod in view.pods
+        if any(owner["uid"] == uid for owner in pod["metadata"].get("ownerReferences", ()))
         for container in pod.get("status", {}).get("containerStatuses", ())
         if container["name"] == STAGE_CONTAINER
     ]
@@ -192,9 +197,9 @@ def _ended(told: Result | None, current: AttemptStatus, code: int, now: datetime
         return Observation("ended", words, "Succeeded", "Completed", told)
     if code == Stopped.exit_code and current.stop:
         return Observation("ended", words or "stopped after a checkpoint", "Stopped", "Stopped", told)
-    if code == Stopped.exit_code:  # SIGTERM from somebody else; where its pod was taken away, the evidence says so
+    if code == Stopped.exit_code:  # its pod got SIGTERM: a drained node, whether or not anybody saw the pod go
         words = f"somebody stopped it: {words}" if words else "somebody stopped it"
-        return _failed("Infrastructure", "StoppedFromOutside", words, current, told, now)
+        return _failed("Preemption", "StoppedFromOutside", words, current, told, now)
     if code in (137, -9):
         return _failed("Infrastructure", "Killed", words or "its process was killed", current, told, now)
     kind, reason, default = _class_of(code)

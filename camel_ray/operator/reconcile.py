@@ -18,7 +18,6 @@ from camel_ray.api.status import TERMINAL, PipelinePhase, PipelineStatus, StageS
 from camel_ray.operator.clock import seconds_since, stamp
 from camel_ray.operator.model import Note, Plan, Snapshot
 from camel_ray.operator.names import REQUEST
-from camel_ray.operator.problems import cluster_problems
 from camel_ray.operator.stage import Work, begin, clear_away, follow, reset, spec_digest
 from camel_ray.operator.summary import conditions, metrics_text, progress_text
 
@@ -35,7 +34,7 @@ def reconcile(snapshot: Snapshot) -> Plan:
     stages = _stages(snapshot, before)
     if _is_stale(snapshot, stages):
         return Plan(before, requeue_seconds=STALE_SECONDS)
-    problem = _problem(snapshot)
+    problem = snapshot.problem
     if problem and not any(stage.started for stage in stages):
         return _plan(work, before, stages, "Failed", problem, handled=_request(snapshot))
     if problem:
@@ -80,12 +79,6 @@ def _is_stale(snapshot: Snapshot, stages: list[StageStatus]) -> bool:
     """
     counted = {stage.name: stage.attempts for stage in stages}
     return any(v.object is not None and v.number > counted.get(v.stage, 0) for v in snapshot.attempts)
-
-
-def _problem(snapshot: Snapshot) -> str:
-    if snapshot.pipeline is None:
-        return snapshot.problem
-    return "; ".join(cluster_problems(snapshot.pipeline, snapshot.settings))
 
 
 def _request(snapshot: Snapshot) -> str:

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from camel_ray.api.pipeline import CamelPipeline, Stage
 from camel_ray.api.status import HISTORY, AttemptStatus, EndedAttempt, Outcome, Result, StageStatus, Status, StopReason
-from camel_ray.operator.children import children_for
+from camel_ray.operator.children import budget_for, children_for
 from camel_ray.operator.clock import moment, seconds_since, stamp
 from camel_ray.operator.evidence import new_evidence
 from camel_ray.operator.model import Attempt, AttemptView, Create, Delete, Note, Snapshot
@@ -234,7 +234,7 @@ def _end(work: Work, stage: Stage, status: StageStatus, current: AttemptStatus, 
     outcome = seen.outcome
     assert outcome is not None
     reason, words = seen.reason, seen.message
-    if outcome == "Stopped" and not current.stop:
+    if outcome == "Stopped" and not current.stop:  # the Ray job, by its own interface
         outcome, reason = "Infrastructure", "StoppedFromOutside"
         words = f"somebody stopped it: {words}" if words else "somebody stopped it"
     elif current.stop and outcome not in ("Succeeded", "UserError"):
@@ -257,6 +257,7 @@ def _end(work: Work, stage: Stage, status: StageStatus, current: AttemptStatus, 
         fresh=status.fresh and (current.running is None or current.stop == "retry"),
         message=words,
     )
+    _remove_budget(work, stage, current)
     if current.stop == "retry":  # however it ended: it was asked for anew
         return reset(status)
     match outcome:
@@ -317,23 +318,34 @@ def _result(posted: Result | None, read: Result | None) -> Result | None:
     return read or posted
 
 
+def _remove_budget(work: Work, stage: Stage, current: AttemptStatus) -> None:
+    """Its pods are on their way out; a budget that stayed would be one more with each attempt."""
+    budget = budget_for(_attempt(work, stage, current, fresh=False))
+    if budget is not None:
+        work.operations.append(Delete(budget["kind"], budget["metadata"]["name"]))
+
+
 def _create(work: Work, stage: Stage, current: AttemptStatus, *, fresh: bool, alone: bool) -> None:
-    snapshot = work.snapshot
-    metadata = snapshot.object["metadata"]
-    assert snapshot.pipeline is not None
-    attempt = Attempt(
-        pipeline=snapshot.pipeline,
+    attempt = _attempt(work, stage, current, fresh=fresh)
+    pipeline = work.snapshot.object["metadata"]["name"]
+    unless = f"{MANAGED_BY}={MANAGER},{PIPELINE}={pipeline},{STAGE}={stage.name}" if alone else ""
+    *others, main = children_for(attempt)
+    work.operations.extend(Create(manifest) for manifest in others)
+    work.operations.append(Create(main, unless))
+
+
+def _attempt(work: Work, stage: Stage, current: AttemptStatus, *, fresh: bool) -> Attempt:
+    metadata, pipeline = work.snapshot.object["metadata"], work.snapshot.pipeline
+    assert pipeline is not None
+    return Attempt(
+        pipeline=pipeline,
         namespace=metadata["namespace"],
         uid=metadata["uid"],
         stage=stage,
         number=current.number,
-        settings=snapshot.settings,
+        settings=work.snapshot.settings,
         fresh=fresh,
     )
-    unless = f"{MANAGED_BY}={MANAGER},{PIPELINE}={metadata['name']},{STAGE}={stage.name}" if alone else ""
-    *others, main = children_for(attempt)
-    work.operations.extend(Create(manifest) for manifest in others)
-    work.operations.append(Create(main, unless))
 
 
 def _delete(work: Work, view: AttemptView) -> None:

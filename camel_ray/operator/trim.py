@@ -45,7 +45,9 @@ def pod(thing: dict[str, Any]) -> dict[str, Any]:
     for name in ("initContainerStatuses", "containerStatuses"):
         if name in status:
             kept[name] = [_some(c, ("name", "state", "lastState")) for c in status[name]]
-    return _with(thing, kept)
+    made = _with(thing, kept)
+    made["metadata"]["creationTimestamp"] = thing["metadata"].get("creationTimestamp", "")
+    return made
 
 
 def ray_cluster(thing: dict[str, Any]) -> dict[str, Any]:

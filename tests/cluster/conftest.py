@@ -1,7 +1,7 @@
 """A real control plane for the tests of this folder: one for all of them, and a namespace of its own for each.
 
 A module whose faults break the control plane has its own: it overrides `control_plane` with a fixture of scope
-`module`, and everything below follows.
+`module`, and everything below follows. Such modules come first, so that never two control planes run at once.
 """
 
 from __future__ import annotations
@@ -15,13 +15,23 @@ import pytest
 from camel_ray.operator.kube.client import Client
 from camel_ray.operator.kube.config import from_kubeconfig
 from kuberay_standin.launch import KubeRay
+from kuberay_standin.trial import Cluster
 from rig.control_plane import ControlPlane
 from rig.operator import MANIFESTS, Operator, forget_leader, install, start_operator
 
-TESTS = Path(__file__).parents[1]
+HERE = Path(__file__).parent
 
 StartOperator = Callable[..., Operator]
 """Starts a replica: `(identity="operator", *options, kubeconfig=None)`. All end with the test."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests with a control plane of their own first; nothing else changes its place."""
+    places = [place for place, item in enumerate(items) if item.path.is_relative_to(HERE)]
+    mine = [items[place] for place in places]
+    mine.sort(key=lambda item: not (isinstance(item, pytest.Function) and hasattr(item.module, "control_plane")))
+    for place, item in zip(places, mine, strict=True):
+        items[place] = item
 
 
 @pytest.fixture(scope="session")
@@ -80,11 +90,18 @@ def operator(control_plane: ControlPlane, installed: None) -> Iterator[StartOper
 @pytest.fixture(scope="module")
 def ray_crds(control_plane: ControlPlane) -> None:
     """RayJobs and RayClusters are served."""
-    control_plane.apply_crds(*sorted((TESTS / "kuberay_standin/crds").glob("*.yaml")))
+    control_plane.apply_crds(*sorted((HERE.parent / "kuberay_standin/crds").glob("*.yaml")))
+
+
+@pytest.fixture(scope="module")
+def kuberay(control_plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> Iterator[KubeRay]:
+    """The stand-in for KubeRay; tell it by `rule` what shall happen in the namespace of the test."""
+    with KubeRay(control_plane, tmp_path_factory.mktemp("kuberay"), pace=0.02) as standin:
+        yield standin
+        assert "Traceback" not in standin.log()
 
 
 @pytest.fixture
-def kuberay(control_plane: ControlPlane, tmp_path: Path) -> Iterator[KubeRay]:
-    """The stand-in for KubeRay; tell it by `rule` what shall happen."""
-    with KubeRay(control_plane, tmp_path) as standin:
-        yield standin
+def cluster(control_plane: ControlPlane, namespace: str, kuberay: KubeRay) -> Cluster:
+    """The namespace of the test, seen by a user of KubeRay."""
+    return Cluster(control_plane, namespace, kuberay)

@@ -15,7 +15,8 @@ import pytest
 
 from camel_ray.cli.main import main
 from camel_ray.operator.kinds import CAMEL_PIPELINE
-from camel_ray.operator.kube.client import Client, KubeError
+from camel_ray.operator.kube.client import Client
+from camel_ray.operator.kube.errors import KubeError
 from rig.control_plane import ControlPlane
 
 FILE = """

@@ -69,7 +69,7 @@ def refusal(client: Client, namespace: str, document: Document) -> list[str]:
     manifest["metadata"]["namespace"] = namespace
     with pytest.raises(Invalid) as caught:
         client.create(CAMEL_PIPELINE, manifest)
-    return [re.sub(r'^\S*: Invalid value: ("[^"]*": )?', "", cause) for cause in caught.value.causes]
+    return [re.sub(r'^\S*: Invalid value: (("[^"]*"|[0-9.]+): )?', "", cause) for cause in caught.value.causes]
 
 
 def applied(client: Client, namespace: str, document: Document) -> Document:
@@ -106,7 +106,7 @@ def test_the_wire_form_is_stored_as_it_is(admin: Client, namespace: str) -> None
     pipeline = load_pipeline_text(
         GOOD.replace("reward: {model: judge}\n", "reward: {model: judge, clip: null, answer: {}, function: {path: a.py}}\n      valueClip: null\n")
         .replace("prompts: text\n", "prompts: {source: [a, b], columns: {text: t}}\n      placement: split\n      ptx: {data: text}\n      lora: {}\n      environment: {path: a.py}\n")
-        .replace("{data: text, tokenizer: words}", "{data: text, tokenizer: words, trainer: {dataloader_drop_last: true}, model: {config: {model_type: llama, deep: {er: [1, {a: b}]}}}}")
+        .replace("{data: text, tokenizer: words}", "{data: text, tokenizer: words, trainer: {torch_compile: true}, model: {config: {model_type: llama, deep: {er: [1, {a: b}]}}}}")
         .replace("replicas: 2}", "replicas: 2, gpus: 1, tolerations: [{key: gpu, operator: Exists}], nodeSelector: {a: b}, resources: {limits: {cpu: '4'}}}"),
         "demo.yaml",
     )  # fmt: skip
@@ -199,7 +199,7 @@ CASES: dict[str, tuple[str, str, str]] = {
     "EARLY_STOPPING": ("reward: {data: text}", "reward: {data: text, earlyStopping: {}}", sentences.EARLY_STOPPING),
     "OFFLOAD_ALL": ("reward: {data: text}", "reward: {data: text, offload: all}", sentences.OFFLOAD_ALL),
     "OFFLOAD_ALL role": ("actor: {group: gpu}", "critic: {offload: all}", sentences.OFFLOAD_ALL),
-    "OFFLOAD_ALL zero of a role": ("prompts: text", "prompts: text\n      offload: all\n      zero: 3\n      roles: {actor: {zero: 2}}\n    #", sentences.OFFLOAD_ALL),
+    "OFFLOAD_ALL zero of a role": ("roles: {actor: {group: gpu}}", "offload: all\n      zero: 3\n      roles: {actor: {zero: 2}}", sentences.OFFLOAD_ALL),
     "OFFLOAD_OPTIMIZER": ("reward: {data: text}", "reward: {data: text, offload: optimizer, zero: 0}", sentences.OFFLOAD_OPTIMIZER),
     "OFFLOAD_OPTIMIZER ppo": ("prompts: text", "prompts: text\n      offload: optimizer\n      zero: 0", sentences.OFFLOAD_OPTIMIZER),
     "TOKENIZER_SOURCE": ("{data: text, vocabSize: 512}", "{vocabSize: 512}", sentences.TOKENIZER_SOURCE),
@@ -208,7 +208,7 @@ CASES: dict[str, tuple[str, str, str]] = {
     "UNIFORM_GROUPS": ("prompts: text", "prompts: text\n      skipUniformGroups: 2", sentences.UNIFORM_GROUPS),
     "KL_LOSS": ("prompts: text", "prompts: text\n      kl: {place: loss}", sentences.KL_LOSS),
     "OVERLONG": ("{model: judge}", "{model: judge, overlongBuffer: 200}", "overlongBuffer 200 is above sampling.maxResponseLength 128"),
-    "OVERLONG sampling": ("prompts: text", "prompts: text\n      sampling: {maxResponseLength: 9}\n      reward: {answer: {}, overlongBuffer: 10}\n    #", "overlongBuffer 10 is above sampling.maxResponseLength 9"),
+    "OVERLONG sampling": ("reward: {model: judge}", "sampling: {maxResponseLength: 9}\n      reward: {answer: {}, overlongBuffer: 10}", "overlongBuffer 10 is above sampling.maxResponseLength 9"),
     "HTTP_URL": ("{model: judge}", "{http: {url: 'ftp://x'}}", "'ftp://x' is no address of a web service; write http(s)://..."),
     "ROLLOUT_ALONE engine": ("prompts: text", "prompts: text\n      rollout: {engine: vllm}", sentences.ROLLOUT_ALONE.format(name="engine", value="vllm")),
     "ROLLOUT_ALONE staleness": ("prompts: text", "prompts: text\n      rollout: {staleness: 1}", sentences.ROLLOUT_ALONE.format(name="staleness", value=1)),
@@ -234,7 +234,7 @@ def said_by_validate(text: str) -> list[str]:
     """The sentences without file, line, field and suggestions."""
     with pytest.raises(SpecError) as caught:
         load_pipeline_text(text, "demo.yaml")
-    found = [re.sub(r"^demo\.yaml:\d+: \S+: ", "", problem) for problem in caught.value.problems]
+    found = [re.sub(r"^demo\.yaml:\d+: [^:]+: ", "", problem) for problem in caught.value.problems]
     return [re.sub(r"\.? (Did you mean|A file or URI is) .*", ".", sentence) for sentence in found]
 
 

@@ -16,14 +16,9 @@ from rig.control_plane import ControlPlane
 
 @pytest.fixture(scope="module")
 def kuberay(control_plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> Iterator[KubeRay]:
-    with KubeRay(control_plane, tmp_path_factory.mktemp("kuberay"), run_entrypoints=True) as process:
+    with KubeRay(control_plane, tmp_path_factory.mktemp("kuberay"), pace=0.02, run_entrypoints=True) as process:
         yield process
         assert "Traceback" not in process.log()
-
-
-@pytest.fixture
-def cluster(control_plane: ControlPlane, namespace: str, kuberay: KubeRay) -> Cluster:
-    return Cluster(control_plane, namespace, kuberay)
 
 
 PROGRAM = r"""

@@ -34,6 +34,14 @@ class ApiError(Exception):
         super().__init__(message)
         self.status, self.reason = status, reason
 
+    @property
+    def outdated(self) -> bool:
+        """Whether the request was decided on what is no more, or in a namespace that goes: the next look knows better.
+
+        Anything else is worth a word in the log.
+        """
+        return self.status in (404, 409) or (self.status == 403 and "being terminated" in str(self))
+
 
 def key_of(obj: Mapping[str, Any]) -> Key:
     return obj["metadata"].get("namespace", ""), obj["metadata"]["name"]

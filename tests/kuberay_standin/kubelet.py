@@ -131,7 +131,7 @@ class Kubelet:
             try:
                 self._tick(pod, now)
             except ApiError as error:
-                if error.status not in (404, 409):
+                if not error.outdated:
                     traceback.print_exc()
         for uid in self._sandboxes.keys() - {pod["metadata"]["uid"] for pod in pods}:
             self._end_all(None, self._sandboxes.pop(uid))
@@ -321,7 +321,7 @@ class Kubelet:
         try:
             self._api.create("events", body | {"source": {"component": source}})
         except ApiError as error:
-            if error.status not in (403, 404):  # its namespace goes
+            if not error.outdated:
                 raise
 
     def _disturb(self, pod: Object, sandbox: Sandbox, now: float) -> None:

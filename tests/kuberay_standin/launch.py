@@ -43,8 +43,6 @@ class KubeRay:
             command.append("--run-entrypoints")
         if "rayjobs.ray.io" not in cluster.kubectl("get", "crd", "-o", "name"):
             cluster.apply_crds(*sorted((_HERE / "crds").glob("*.yaml")))
-            # Its garbage collector looks for new kinds every 30 s only; until then what they own outlives them.
-            cluster.restart("kube-controller-manager")
         path = {"PYTHONPATH": f"{_HERE.parent}:{_HERE.parents[1]}"}
         self._process = cluster.spawn(f"kuberay-{secrets.token_hex(2)}", command, {**path, **(environment or {})})
         cluster.wait_for(lambda: "ready" in self._process.log_tail(1000).splitlines(), "the KubeRay stand-in")

@@ -139,8 +139,7 @@ def _look(reconcile: Callable[[Object, float], None], obj: Object, now: float) -
     try:
         reconcile(obj, now)
     except ApiError as error:
-        # Decided on what was no more, or in a namespace that goes.
-        if error.status not in (404, 409) and "being terminated" not in str(error):
+        if not error.outdated:
             traceback.print_exc()
 
 

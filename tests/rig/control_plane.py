@@ -164,14 +164,21 @@ class ControlPlane:
         return done.stdout
 
     def apply_crds(self, *files: Path) -> None:
-        """Apply files that hold CustomResourceDefinitions (and nothing else), and wait until they are served."""
+        """Apply files that hold CustomResourceDefinitions (and nothing else), and wait until they are served.
+
+        The garbage collector knows them then, too. By itself it looks for new kinds every 30 s only, and until then
+        what they own outlives them.
+        """
         names = [f"--filename={file}" for file in files]
+        before = self.kubectl("get", "crd", "-o", "name")
         self.kubectl(
             "apply", "--server-side", "--force-conflicts", *names
         )  # some are too large for the annotation of a client-side apply
         # kubectl gives up on one whose conditions are not there yet
         wait = ("wait", "--for=condition=Established", "--timeout=30s", *names)
         self.wait_for(lambda: self.kubectl(*wait), "the CRDs to be served")
+        if self.kubectl("get", "crd", "-o", "name") != before:
+            self.restart("kube-controller-manager")
 
     def request(
         self, method: str, path: str, body: object = None, *, content: str = "application/json", timeout: float = 10

@@ -21,6 +21,10 @@ from camel_ray.operator.kube.stream import Watch
 
 __all__ = ["Reflector", "Store"]
 
+IDLE_SECONDS = 70.0
+"""Silence after which a watch is dead: a healthy server sends a bookmark each minute."""
+QUIET_SECONDS = 330.0
+"""The same for kinds without bookmarks: the server itself ends each watch before."""
 _FIRST_DELAY_SECONDS = 0.5
 _MAX_DELAY_SECONDS = 30.0
 _STUBBORN = 3  # failures in a row before the list is read again: a restored server may not know our version
@@ -49,12 +53,14 @@ class Reflector:
         fields: str = "",
         trim: Callable[[Object], Object] | None = None,
         indexes: Mapping[str, Index] | None = None,
+        bookmarks: bool = True,
         changed: Changed,
     ) -> None:
+        """`bookmarks`: False for kinds that get none (events), where a silent minute says nothing."""
         self.kind = kind
         self.store = Store(trim, indexes)
         self._followers = [
-            _Follower(client, kind, namespace, labels, fields, self.store, changed)
+            _Follower(client, kind, namespace, labels, fields, self.store, changed, bookmarks)
             for namespace in dict.fromkeys(namespaces)
         ]
 
@@ -101,7 +107,9 @@ class _Follower:
         fields: str,
         store: Store,
         changed: Changed,
+        bookmarks: bool,
     ) -> None:
+        self._idle_seconds = IDLE_SECONDS if bookmarks else QUIET_SECONDS
         self._client = client
         self._kind = kind
         self._namespace = namespace
@@ -175,8 +183,14 @@ class _Follower:
     def _follow(self, version: str) -> None:
         started, events = time.monotonic(), 0
         watch = self._client.watch(
-            self._kind, self._namespace, resource_version=version, labels=self._labels, fields=self._fields
+            self._kind,
+            self._namespace,
+            resource_version=version,
+            labels=self._labels,
+            fields=self._fields,
+            idle_seconds=self._idle_seconds,
         )
+        self.alive = time.monotonic()  # it was answered
         with self._lock:
             self._watch = watch
         if self._stopped.is_set():  # `stop` came before there was a watch to close

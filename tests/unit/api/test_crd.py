@@ -233,13 +233,13 @@ def test_what_a_cluster_may_say() -> None:
         PIPELINE.replace(
             "CLUSTER",
             "{image: r/i:1, env: [{name: A, value: ''}, {name: B, secret: {name: s, key: k.txt}}], envFromSecrets: [s3], "
-            "volumes: [{mountPath: /data, claim: c}, {mountPath: /root/.cache, memory: 1.5Gi}, {mountPath: /tmpx, secret: s}], "
+            "volumes: [{mountPath: /data, claim: c}, {mountPath: /opt/cache, memory: 1.5Gi}, {mountPath: /tmpx, secret: s}], "
             "priorityClassName: high, labels: {team: '', example.com/cost: A_1}, annotations: {note: any text at all}}",
         ),
         "demo.yaml",
     )
     cluster = pipeline.spec.cluster
-    assert [v.mount_path for v in cluster.volumes] == ["/data", "/root/.cache", "/tmpx"]
+    assert [v.mount_path for v in cluster.volumes] == ["/data", "/opt/cache", "/tmpx"]
     assert cluster.env[1].secret is not None and cluster.env[1].secret.key == "k.txt"
     assert (cluster.start_timeout_seconds, cluster.drain_timeout_seconds) == (1800, 300)
     assert pipeline.spec.stages[0].timeout_seconds == 604_800

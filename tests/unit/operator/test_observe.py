@@ -47,7 +47,7 @@ def job(*pods: dict[str, Any], suspend: bool = False, **conditions: tuple[str, s
     return AttemptView(
         "sft",
         2,
-        {"kind": "Job", "metadata": {}, "spec": {"suspend": suspend}, "status": {"conditions": found}},
+        {"kind": "Job", "metadata": {"uid": "u"}, "spec": {"suspend": suspend}, "status": {"conditions": found}},
         pods=pods,
     )
 
@@ -55,7 +55,8 @@ def job(*pods: dict[str, Any], suspend: bool = False, **conditions: tuple[str, s
 def pod(phase: str, *, code: int | None = None, message: str = "", why: str = "Error", **status: Any) -> dict[str, Any]:
     containers = [{"name": "stage", "state": {"terminated": {"exitCode": code, "reason": why, "message": message}}}]
     states = {"containerStatuses": containers} if code is not None else {}
-    return {"metadata": {"name": "pod-1"}, "status": {"phase": phase, **states, **status}}
+    metadata = {"name": "pod-1", "ownerReferences": [{"uid": "u"}]}
+    return {"metadata": metadata, "status": {"phase": phase, **states, **status}}
 
 
 def is_whole(seen: Observation) -> bool:
@@ -148,7 +149,7 @@ def test_exit_25_is_a_stop_if_it_was_asked_for_and_else_an_interruption_by_someb
     told = Result(attempt=2, code=25, message="saved at step 7")
     failed = rayjob(jobDeploymentStatus="Failed", reason="AppFailed")
     assert see(failed, told, stop="suspend").outcome == "Stopped"
-    assert (see(failed, told).outcome, see(failed, told).reason) == ("Infrastructure", "StoppedFromOutside")
+    assert (see(failed, told).outcome, see(failed, told).reason) == ("Preemption", "StoppedFromOutside")
     drained = f"{stamp(NOW)} Preemption pod x was taken away (EvictionByEvictionAPI): "
     assert see(failed, told, evidence=[drained]).outcome == "Preemption"
     gone = ("PodFailurePolicy", "Pod ns/p has condition DisruptionTarget matching FailJob rule at index 0")
@@ -159,6 +160,14 @@ def test_exit_25_is_a_stop_if_it_was_asked_for_and_else_an_interruption_by_someb
 def test_a_killed_process_is_out_of_memory_where_nothing_else_kills(code: int) -> None:
     state = rayjob(jobDeploymentStatus="Failed", reason="AppFailed", message=f"failed with exit code {code}: Killed")
     assert see(state).outcome == "OutOfMemory"
+
+
+def test_last_words_of_a_deleted_namesakes_pods_are_not_taken_for_this_attempts() -> None:
+    line = 'camel-ray-result: {"code": 0}'
+    old = {**pod("Succeeded", code=0, message=line), "gone": True}
+    old["metadata"] = {"name": "pod-0", "ownerReferences": [{"uid": "another"}]}
+    assert see(job(old, Failed=("DeadlineExceeded", ""))).outcome == "Error"
+    assert see(job(old, Failed=("BackoffLimitExceeded", ""))).outcome == "Infrastructure"
 
 
 PODS = {

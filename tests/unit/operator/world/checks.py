@@ -87,10 +87,8 @@ class Checks:
         return [o for o in found + self.api.all("RayCluster") if stage in (None, o["metadata"]["labels"][STAGE])]
 
     def _pipeline_of(self, obj: Obj) -> str:
-        uid = obj["metadata"]["labels"].get("run") or (
-            owner(obj) if obj["kind"] == "RayCluster" else obj["metadata"]["uid"]
-        )
-        return self.cluster.runs[uid].pipeline
+        own = owner(obj) if obj["kind"] == "RayCluster" else obj["metadata"]["uid"]
+        return self.cluster.runs[obj["metadata"]["labels"].get("run") or own or ""].pipeline
 
     def live_pods(self, stage: str | None = None) -> list[Obj]:
         return [p for p in self.api.all("Pod") if is_live_pod(p) and stage in (None, p["metadata"]["labels"][STAGE])]
@@ -185,7 +183,9 @@ class Checks:
         """What is said of an attempt's end against what really happened."""
         number, name, outcome, reason = ended.number, ended.name, ended.outcome, ended.reason
         where = f"attempt {number} of '{stage.name}' is said to be {outcome} ({reason})"
-        runs = [r for r in self.cluster.runs.values() if r.name == name]
+        pipeline = self.api.get("CamelPipeline", PIPELINE_NAME)
+        uid = pipeline["metadata"]["uid"] if pipeline else ""
+        runs = [r for r in self.cluster.runs.values() if r.name == name and r.pipeline == uid]
         codes = [r.code for r in runs]
         if outcome == "Succeeded":
             require(0 in codes, f"{where}, but it returned {codes}")

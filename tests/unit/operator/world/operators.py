@@ -19,9 +19,14 @@ from unit.operator.world.cluster import PIPELINE_NAME
 from camel_ray.api.pipeline import CamelPipeline
 from camel_ray.operator.model import AttemptView, Create, Delete, Plan, Settings, Snapshot
 from camel_ray.operator.names import ATTEMPT, STAGE
+from camel_ray.operator.problems import cluster_problems
 from camel_ray.operator.reconcile import reconcile
 
 SETTINGS = Settings(image="trainer:1", stop_seconds=300.0, silent_seconds=300.0, start_margin_seconds=60.0)
+
+
+RETRY_SECONDS = 2.0
+"""When the queue brings back what could not be carried out."""
 
 
 class Fault(NamedTuple):
@@ -133,7 +138,7 @@ class Operator:
         for claim in plan.gone:
             there = self.api.get(claim.kind, claim.name)
             if there is not None and claim.uid in (None, there["metadata"]["uid"]):
-                self.dirty = True
+                self.due = later(now, RETRY_SECONDS)
                 return f"{claim.name} is not gone"
         steps: list[Callable[[], str]] = []
         wanted = plan.status.wire()
@@ -142,15 +147,15 @@ class Operator:
             steps.append(lambda: self._write_status(snapshot, plan, wanted))
         steps += [lambda operation=operation: self._operate(operation) for operation in plan.operations]
         for i, step in enumerate(steps):
-            hit = fault is not None and fault.step == i
-            trouble = "" if hit and not fault.landed else step()  # type: ignore[union-attr]
-            if hit and fault.crash:  # type: ignore[union-attr]
+            hit = fault if fault is not None and fault.step == i else None
+            trouble = "" if hit and not hit.landed else step()
+            if hit and hit.crash:
                 self.restart()
                 return f"crashed at write {i}"
-            if hit and i and not fault.landed:  # type: ignore[union-attr]
+            if hit and i and not hit.landed:
                 self.trouble = "forbidden: exceeded quota"
             if hit or trouble:
-                self.dirty = True  # the queue brings it back
+                self.due = later(now, RETRY_SECONDS)
                 return trouble or f"write {i} failed"
         self.trouble = ""
         return "done"
@@ -251,6 +256,7 @@ def parse(spec: str) -> tuple[CamelPipeline | None, str]:
     metadata = {"name": PIPELINE_NAME, "namespace": "ns"}
     document = {"apiVersion": "camel-ray.dev/v1alpha1", "kind": "CamelPipeline", "metadata": metadata}
     try:
-        return CamelPipeline.model_validate({**document, "spec": json.loads(spec)}), ""
+        pipeline = CamelPipeline.model_validate({**document, "spec": json.loads(spec)})
+        return pipeline, "; ".join(cluster_problems(pipeline, SETTINGS))
     except ValueError as error:
         return None, f"the spec is wrong: {str(error)[:100]}"

@@ -12,6 +12,7 @@ from unit.operator.world.checks import Checks, Violation, require
 from unit.operator.world.cluster import PIPELINE_NAME, Cluster, Move
 from unit.operator.world.operators import Fault, Operator
 
+from camel_ray.operator.model import Plan
 from camel_ray.operator.names import REQUEST
 
 STAGES = (
@@ -75,13 +76,13 @@ class World:
             deleted=lambda obj: self._gone(obj, "operator"),
         )
 
-    def _after_write(self, before: Obj, plan: object) -> None:
+    def _after_write(self, before: Obj, plan: Plan) -> None:
         status = self.checks.status()
         self.trace.append(
             f"    status: {status.phase}: {status.message} | "
             + ", ".join(f"{s.name} {s.phase} n={s.attempts} f={s.failures}" for s in status.stages)
         )
-        self.checks.after_write(before, plan)  # type: ignore[arg-type]
+        self.checks.after_write(before, plan)
 
     def _gone(self, obj: Obj, by: str) -> None:
         run = self.cluster.runs[obj["metadata"]["uid"]]
