@@ -1,6 +1,6 @@
 # The two commands to know: `make quickstart` and `make test`. Everything runs in .venv, which tools/setup.sh makes.
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test lint unit ray vllm generate pins vllm-pins clean
+.PHONY: help setup quickstart test lint unit ray rig cluster vllm generate pins vllm-pins clean
 SHELL := bash
 python := .venv/bin/python
 
@@ -13,7 +13,7 @@ setup: ## make or refresh .venv (the first time: minutes; then: nothing to do)
 quickstart: setup ## the whole chain on this machine: text to a PPO-tuned, evaluated model
 	@.venv/bin/camel-ray run -f examples/01-quickstart.yaml
 
-test: lint ## all checks and all test layers
+test: lint rig ## all checks and all test layers
 	@$(python) -m pytest
 
 lint: setup ## ruff, mypy --strict, layer contracts, generated files
@@ -27,6 +27,12 @@ unit: setup ## unit tests: seconds, no Ray
 
 ray: setup ## tests that start Ray and train, on this machine
 	@$(python) -m pytest tests/ray
+
+rig: ## build a real Kubernetes control plane for tests/cluster (once, about ten minutes; needs Go)
+	@tests/rig/build.sh control-plane kueue > /dev/null || echo "tests/cluster will be left out" >&2
+
+cluster: setup rig ## tests of the operator on a real API server
+	@$(python) -m pytest tests/cluster
 
 vllm: ## add vLLM (its CPU build) to .venv, for `rollout.engine: vllm` and tests/vllm: docs/guide/vllm.md
 	@tools/setup.sh vllm

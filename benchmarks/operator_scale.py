@@ -4,8 +4,8 @@
 
 All sides run on the same real apiserver (etcd without fsync, loopback) with kwok's nodes, one after the other: a parent
 object is created, and the time until its first Job appears is taken. `executor: Job` everywhere, so that the Job
-controller, the scheduler and kwok finish the work alike. A camel-ray pipeline goes on to two more stages; its peers are
-done after one Job.
+controller, the scheduler and kwok finish the work alike. Every parent has three Jobs, one after the other: three
+stages, or three replicated jobs that depend on each other.
 The last line printed is one JSON object; speeds are objects per second to their first child, of a burst.
 """
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import subprocess
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,6 +23,7 @@ ROOT = Path(__file__).parents[2]
 _POD = {"spec": {"restartPolicy": "Never", "containers": [{"name": "stage", "image": "registry.local/none:1"}]}}
 _REPLICATED = {"parallelism": 1, "completions": 1, "backoffLimit": 0, "completionMode": "Indexed", "template": _POD}
 _RATE = {"qps": 500, "burst": 1000}
+_NAMES = ("s1", "s2", "node")
 
 
 class Side(Protocol):
@@ -46,7 +48,7 @@ class Side(Protocol):
 
 @dataclass
 class JobSet:
-    """JobSet: a parent makes its Jobs."""
+    """JobSet: a parent makes its Jobs, one after the other (`dependsOn`)."""
 
     name: str = "jobset"
     path: str = "jobset.x-k8s.io/v1alpha2/jobsets"
@@ -86,9 +88,10 @@ class JobSet:
         }
 
     def parent_of(self, job: dict[str, Any]) -> str | None:
-        """Name of the JobSet."""
+        """Name of the JobSet of a first Job."""
         labels: dict[str, str] = job["metadata"].get("labels", {})
-        return labels.get("jobset.sigs.k8s.io/jobset-name")
+        first = labels.get("jobset.sigs.k8s.io/replicatedjob-name") == _NAMES[0]
+        return labels.get("jobset.sigs.k8s.io/jobset-name") if first else None
 
 
 @dataclass
@@ -203,11 +206,17 @@ class CamelRay:
 
 
 def _jobset_spec(labels: dict[str, str]) -> dict[str, Any]:
-    template = {"metadata": {"labels": labels}, "spec": _REPLICATED}
+    """Three Jobs, each after the one before; `labels` go to the last."""
+    jobs: list[dict[str, Any]] = [
+        {"name": name, "replicas": 1, "template": {"metadata": {"labels": {}}, "spec": _REPLICATED}} for name in _NAMES
+    ]
+    for earlier, job in pairwise(jobs):
+        job["dependsOn"] = [{"name": earlier["name"], "status": "Complete"}]
+    jobs[-1]["template"]["metadata"]["labels"] = labels
     return {
         "network": {"enableDNSHostnames": False},  # else a Service more for each
         "successPolicy": {"operator": "All"},
-        "replicatedJobs": [{"name": "node", "replicas": 1, "template": template}],
+        "replicatedJobs": jobs,
     }
 
 

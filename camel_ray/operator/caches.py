@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+import orjson
 from pydantic import ValidationError
 
 from camel_ray.api.load import load_pipeline_text
@@ -31,7 +32,7 @@ from camel_ray.operator.problems import cluster_problems
 GONE_SECONDS = 900.0
 """How long the last words of a deleted pod are kept."""
 _GONE_PODS = 5000
-_PARSED = 512
+_PARSED = 128
 _EVENT_KINDS = ("RayJob", "RayCluster", "Job")
 
 
@@ -95,8 +96,13 @@ class Caches:
         """Number of pipelines per phase."""
         counted: defaultdict[PipelinePhase, int] = defaultdict(int)
         for pipeline in self.pipelines.store.all():
-            counted[pipeline.get("status", {}).get("phase", "Pending")] += 1
+            counted[pipeline["phase"]] += 1
         return counted
+
+    def pipeline(self, namespace: str, name: str) -> Object | None:
+        """A pipeline, if there is one."""
+        packed = self.pipelines.store.get(namespace, name)
+        return trim.whole(packed) if packed is not None else None
 
     def put(self, thing: Object) -> None:
         """Take in what the API answered to a write of ours, before the watch brings it."""
@@ -107,7 +113,7 @@ class Caches:
     def snapshot(self, key: str, settings: Settings, trouble: str) -> Snapshot | None:
         """Everything known of a pipeline; None if there is none."""
         namespace, name = key.split("/")
-        pipeline = self.pipelines.store.get(namespace, name)
+        pipeline = self.pipeline(namespace, name)
         if pipeline is None:
             return None
         parsed, problem = self._parse(pipeline, settings)
@@ -231,7 +237,7 @@ def parse(pipeline: Object) -> CamelPipeline | str:
         "metadata": {"name": metadata["name"], "namespace": metadata["namespace"]},
         "spec": pipeline.get("spec"),
     }
-    text = trim.to_json(document)
+    text = orjson.dumps(document).decode()
     try:
         return CamelPipeline.model_validate_json(text, strict=True, by_alias=True, by_name=False)
     except ValidationError:

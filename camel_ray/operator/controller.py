@@ -32,8 +32,10 @@ from camel_ray.operator.reconcile import read_status, reconcile
 
 log = logging.getLogger("camel_ray.operator")
 
-MINOR_SECONDS = 1.5
+MINOR_SECONDS = 3.0
 """Shortest time between two status writes that only tell more words: most waits end before they are worth a write."""
+NEXT_SECONDS = 0.5
+"""How soon to look again after a status write: what a decision leads to may be the next decision."""
 MADE_SECONDS = 60.0
 """How long a creation is remembered while its echo is on the way."""
 
@@ -147,7 +149,9 @@ class Controller:
             with self._lock:
                 self._troubles.pop(key, None)
             self._tell(snapshot, plan)
-        return plan.requeue_seconds
+        if plan.status == before:
+            return plan.requeue_seconds
+        return min(NEXT_SECONDS, plan.requeue_seconds or NEXT_SECONDS)
 
     def _verify(self, snapshot: Snapshot, plan: Plan) -> None:
         """Ask the API itself for what the plan takes for gone: caches may lag behind. Raises NotYet if it is not."""

@@ -121,7 +121,7 @@ class Operator:
         self._progress = ProgressServer(
             options.progress_port,
             review=reviewer(self._client),
-            find=self._caches.pipelines.store.get,
+            find=self._caches.pipeline,
             pods=self._caches.pods.store.get,
             write=self._write_progress,
             tls=tls,

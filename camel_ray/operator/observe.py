@@ -120,8 +120,8 @@ def _job(view: AttemptView, current: AttemptStatus, told: Result | None, now: da
         return _job_failed(view, current, told, conditions["Failed"], now)
     if "Suspended" in conditions or (job.get("spec", {}).get("suspend") and not view.live_pods):
         return Observation("queued", queue_words(view) or "is suspended, and waits to be admitted")
-    for pod in view.live_pods:
-        if pod.get("status", {}).get("phase") == "Running":
+    for pod in view.pods:  # one that has ended shows a moment before the Job says so
+        if not pod.get("gone") and pod.get("status", {}).get("phase") in ("Running", "Succeeded", "Failed"):
             return Observation("running")
     if "FailureTarget" in conditions or "SuccessCriteriaMet" in conditions:
         return Observation("running")

@@ -42,7 +42,6 @@ def reconcile(snapshot: Snapshot) -> Plan:
         return _plan(work, before, stages, before.phase, f"the spec is not valid any more: {problem}", handled=None)
     handled = _carry_out(work, before, stages)
     _mend(work, stages)
-    work.done = frozenset(stage.name for stage in stages if stage.phase == "Succeeded")
     _step(work, stages)
     clear_away(work, stages)
     phase, message = _where(work, stages)
@@ -119,6 +118,7 @@ def _cancel(work: Work, stages: list[StageStatus]) -> None:
             current = stage.current.model_copy(update={"stop": "cancel", "stop_requested": stamp(work.now)})
             stages[i] = stage.model_copy(update={"current": current})
             return
+    work.done = frozenset(stage.name for stage in stages if stage.phase == "Succeeded")
     for i, stage in enumerate(stages):
         if stage.phase in ("Failed", "Cancelled"):
             return

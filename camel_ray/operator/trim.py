@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable
+import sys
+import zlib
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+import orjson
+
+from camel_ray.operator.names import API_GROUP, ATTEMPT, PIPELINE, STAGE
 from camel_ray.operator.observe import RESULT_MARK
 
 _METADATA = ("name", "namespace", "uid", "resourceVersion", "labels", "ownerReferences", "deletionTimestamp")
@@ -14,11 +18,21 @@ _TEXT = 1000
 
 
 def pipeline(thing: dict[str, Any]) -> dict[str, Any]:
-    """All but what clients keep in annotations for themselves."""
+    """All but what clients keep in annotations for themselves; spec and status packed: most pipelines are at rest."""
+    if "packed" in thing:
+        return thing
     metadata = _some(thing["metadata"], (*_METADATA, "generation", "creationTimestamp", "annotations"))
-    annotations = metadata.get("annotations", {})
-    annotations.pop("kubectl.kubernetes.io/last-applied-configuration", None)
-    return {**thing, "metadata": metadata}
+    if "annotations" in metadata:
+        metadata["annotations"] = {k: v for k, v in metadata["annotations"].items() if k.startswith(API_GROUP)}
+    phase = sys.intern((thing.get("status") or {}).get("phase", "Pending"))
+    packed = zlib.compress(orjson.dumps(_some(thing, ("spec", "status"))), 1)
+    return {**_some(thing, ("apiVersion", "kind")), "metadata": metadata, "phase": phase, "packed": packed}
+
+
+def whole(packed: Mapping[str, Any]) -> dict[str, Any]:
+    """A pipeline of the cache with its spec and status."""
+    content: dict[str, Any] = orjson.loads(zlib.decompress(packed["packed"]))
+    return {**_some(packed, ("apiVersion", "kind", "metadata")), **content}
 
 
 def ray_job(thing: dict[str, Any]) -> dict[str, Any]:
@@ -68,15 +82,15 @@ def event(thing: dict[str, Any]) -> dict[str, Any]:
     return {"apiVersion": thing["apiVersion"], "kind": thing["kind"], **kept}
 
 
-def to_json(document: dict[str, Any]) -> str:
-    """The document as JSON text."""
-    return json.dumps(document, separators=(",", ":"))
-
-
 def _with(thing: dict[str, Any], status: dict[str, Any]) -> dict[str, Any]:
     metadata = _some(thing["metadata"], _METADATA)
+    metadata["labels"] = _some(metadata.get("labels", {}), (PIPELINE, STAGE, ATTEMPT))
+    metadata["ownerReferences"] = [_some(o, ("kind", "name", "uid")) for o in metadata.get("ownerReferences", ())]
+    for condition in status.get("conditions") or ():
+        for moment in ("lastTransitionTime", "lastProbeTime", "lastHeartbeatTime", "observedGeneration"):
+            condition.pop(moment, None)
     return {"apiVersion": thing["apiVersion"], "kind": thing["kind"], "metadata": metadata, "status": status}
 
 
-def _some(thing: dict[str, Any], keys: Iterable[str]) -> dict[str, Any]:
+def _some(thing: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
     return {key: thing[key] for key in keys if key in thing}

@@ -8,23 +8,15 @@ import pytest
 
 from kuberay_standin.launch import KubeRay
 from rig.control_plane import ControlPlane
-from rig.operator import Operator, forget_leader, install, start_operator
+from rig.operator import Operator, forget_leader, start_operator
 from rig.pipelines import Pipelines, pipeline
 
 GROUPS = [{"name": "gpu", "replicas": 1}]
 RAYJOB = {"executor": "RayJob", "groups": GROUPS}
 
 
-@pytest.fixture(scope="module")
-def world(control_plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> Iterator[KubeRay]:
-    install(control_plane)
-    with KubeRay(control_plane, tmp_path_factory.mktemp("kuberay")) as kuberay:
-        yield kuberay
-        assert "Traceback" not in kuberay.log()
-
-
 @pytest.fixture(scope="module", autouse=True)
-def replica(control_plane: ControlPlane, world: KubeRay) -> Iterator[Operator]:
+def replica(control_plane: ControlPlane, installed: None, kuberay: KubeRay) -> Iterator[Operator]:
     forget_leader(control_plane)
     replica = start_operator(control_plane, "main", "--stop-seconds=5", "--silent-seconds=3")
     yield replica
@@ -63,10 +55,10 @@ def test_stages_run_one_after_the_other_to_the_end(pipelines: Pipelines, cluster
     assert "2/2" in row
 
 
-def test_a_user_error_ends_the_pipeline_at_once_with_its_sentence(pipelines: Pipelines, world: KubeRay) -> None:
+def test_a_user_error_ends_the_pipeline_at_once_with_its_sentence(pipelines: Pipelines, kuberay: KubeRay) -> None:
     said = '{"code": 12, "message": "rows.jsonl: no column text", "artifacts": [], "metrics": {}}'
     log = f"loading\ncamel-ray-result: {said}\n"
-    world.rule("wrong-a-*", namespace=pipelines.namespace, exit_code=12, log=log)
+    kuberay.rule("wrong-a-*", namespace=pipelines.namespace, exit_code=12, log=log)
     pipelines.apply(pipeline("wrong", cluster=RAYJOB))
     status = pipelines.wait_phase("wrong", "Failed")
     assert status["message"] == "stage 'a' (1 of 2): rows.jsonl: no column text"
@@ -75,8 +67,8 @@ def test_a_user_error_ends_the_pipeline_at_once_with_its_sentence(pipelines: Pip
     assert status["stages"][1]["phase"] == "Waiting"
 
 
-def test_a_mended_stage_runs_again_when_it_is_applied(pipelines: Pipelines, world: KubeRay) -> None:
-    world.rule("mended-a-1", namespace=pipelines.namespace, exit_code=13)
+def test_a_mended_stage_runs_again_when_it_is_applied(pipelines: Pipelines, kuberay: KubeRay) -> None:
+    kuberay.rule("mended-a-1", namespace=pipelines.namespace, exit_code=13)
     pipelines.apply(pipeline("mended"))
     pipelines.wait_phase("mended", "Failed")
     spec = pipeline("mended")
@@ -86,9 +78,9 @@ def test_a_mended_stage_runs_again_when_it_is_applied(pipelines: Pipelines, worl
     assert [s["attempts"] for s in status["stages"]] == [2, 1]
 
 
-def test_infrastructure_failures_are_tried_again_and_counted(pipelines: Pipelines, world: KubeRay) -> None:
-    world.rule("flaky-a-1", namespace=pipelines.namespace, exit_code=21)
-    world.rule("flaky-a-2", namespace=pipelines.namespace, seconds=5, events=[{"do": "delete", "pod": "head"}])
+def test_infrastructure_failures_are_tried_again_and_counted(pipelines: Pipelines, kuberay: KubeRay) -> None:
+    kuberay.rule("flaky-a-1", namespace=pipelines.namespace, exit_code=21)
+    kuberay.rule("flaky-a-2", namespace=pipelines.namespace, seconds=5, events=[{"do": "delete", "pod": "head"}])
     pipelines.apply(pipeline("flaky", cluster=RAYJOB))
     status = pipelines.wait_phase("flaky", "Succeeded")
     stage = status["stages"][0]
@@ -97,48 +89,37 @@ def test_infrastructure_failures_are_tried_again_and_counted(pipelines: Pipeline
     assert stage["history"][1]["reason"] == "SubmissionFailed"
 
 
-def test_a_spent_budget_ends_the_pipeline(pipelines: Pipelines, world: KubeRay) -> None:
-    world.rule("spent-a-*", namespace=pipelines.namespace, exit_code=1)
+def test_a_spent_budget_ends_the_pipeline(pipelines: Pipelines, kuberay: KubeRay) -> None:
+    kuberay.rule("spent-a-*", namespace=pipelines.namespace, exit_code=1)
     pipelines.apply(pipeline("spent", retry={"maxRetries": 1, "backoffSeconds": 0.1}))
     status = pipelines.wait_phase("spent", "Failed")
     assert (status["stages"][0]["failures"], status["attempts"]) == (2, 2)
     assert "given up after 2 failed attempts (retry.maxRetries 1)" in status["message"]
 
 
-@pytest.mark.parametrize(
-    ("event", "outcome"),
-    [
-        ({"do": "preempt", "pod": "worker"}, "Preemption"),
-        ({"do": "oom", "pod": "worker"}, "OutOfMemory"),
-        ({"do": "evict", "pod": "head"}, "Preemption"),
-        ({"do": "node-lost", "pod": "head"}, "Preemption"),
-    ],
-    ids=["preempted", "out-of-memory", "evicted", "node-lost"],
-)
-def test_what_ended_the_pods_decides_the_class(
-    pipelines: Pipelines, world: KubeRay, event: dict[str, object], outcome: str
-) -> None:
-    code = 22 if event["pod"] == "worker" else 0
-    world.rule("hit-a-1", namespace=pipelines.namespace, seconds=3, exit_code=code, events=[{"after": 1.0, **event}])
-    pipelines.apply(pipeline("hit", cluster=RAYJOB))
-    status = pipelines.wait_phase("hit", "Succeeded", seconds=90)
-    stage = status["stages"][0]
-    assert stage["history"][0]["outcome"] == outcome, stage
-    free = outcome == "Preemption"
-    assert (stage["failures"], stage["preemptions"]) == ((0, 1) if free else (1, 0))
+def test_what_ended_the_pods_decides_the_class(pipelines: Pipelines, kuberay: KubeRay) -> None:
+    cases = {  # side by side: each waits until the pods of its first attempt are gone
+        "preempted": ({"do": "preempt", "pod": "worker"}, "Preemption"),
+        "oom": ({"do": "oom", "pod": "worker"}, "OutOfMemory"),
+        "evicted": ({"do": "evict", "pod": "head"}, "Preemption"),
+        "node-lost": ({"do": "node-lost", "pod": "head"}, "Preemption"),
+        "job": ({"do": "preempt", "pod": "pod"}, "Preemption"),
+    }
+    for name, (event, outcome) in cases.items():
+        code = 22 if event["pod"] == "worker" else 0
+        events = [{"after": 1.0, **event}]
+        kuberay.rule(f"{name}-a-1", namespace=pipelines.namespace, seconds=3, exit_code=code, events=events)
+        retry = {"maxRetries": 0 if outcome == "Preemption" else 1, "backoffSeconds": 0.1}
+        pipelines.apply(pipeline(name, cluster={} if name == "job" else RAYJOB, retry=retry))
+    for name, (_, outcome) in cases.items():
+        stage = pipelines.wait_phase(name, "Succeeded", seconds=90)["stages"][0]
+        counts = (0, 1) if outcome == "Preemption" else (1, 0)
+        assert (stage["history"][0]["outcome"], stage["failures"], stage["preemptions"]) == (outcome, *counts), stage
+        assert stage["attempts"] == 2
 
 
-def test_a_preempted_job_is_free(pipelines: Pipelines, world: KubeRay) -> None:
-    world.rule(
-        "free-a-1", namespace=pipelines.namespace, seconds=5, events=[{"do": "preempt", "pod": "pod", "after": 1}]
-    )
-    pipelines.apply(pipeline("free", retry={"maxRetries": 0}))
-    stage = pipelines.wait_phase("free", "Succeeded")["stages"][0]
-    assert (stage["attempts"], stage["failures"], stage["preemptions"]) == (2, 0, 1)
-
-
-def test_an_image_that_does_not_exist_is_shown_while_it_waits(pipelines: Pipelines, world: KubeRay) -> None:
-    world.rule("noimage-a-*", namespace=pipelines.namespace, head="image-pull")
+def test_an_image_that_does_not_exist_is_shown_while_it_waits(pipelines: Pipelines, kuberay: KubeRay) -> None:
+    kuberay.rule("noimage-a-*", namespace=pipelines.namespace, head="image-pull")
     pipelines.apply(pipeline("noimage", cluster={**RAYJOB, "startTimeoutSeconds": 600}))
     pipelines.wait(lambda: "Pull" in pipelines.status("noimage").get("message", ""), "the image to be named", 15)
     status = pipelines.status("noimage")
@@ -146,8 +127,8 @@ def test_an_image_that_does_not_exist_is_shown_while_it_waits(pipelines: Pipelin
     assert "registry.local/trainer:1" in status["message"]
 
 
-def test_pods_that_fit_nowhere_are_shown_and_given_up(pipelines: Pipelines, world: KubeRay) -> None:
-    world.rule("nofit-a-1", namespace=pipelines.namespace, head="unschedulable")
+def test_pods_that_fit_nowhere_are_shown_and_given_up(pipelines: Pipelines, kuberay: KubeRay) -> None:
+    kuberay.rule("nofit-a-1", namespace=pipelines.namespace, head="unschedulable")
     pipelines.apply(pipeline("nofit", cluster={**RAYJOB, "startTimeoutSeconds": 4}))
     pipelines.wait(lambda: "Unschedulable" in pipelines.status("nofit").get("message", ""), "the scheduler's words", 15)
     stage = pipelines.wait_phase("nofit", "Succeeded")["stages"][0]
@@ -156,15 +137,15 @@ def test_pods_that_fit_nowhere_are_shown_and_given_up(pipelines: Pipelines, worl
     assert "nodes are available" in stage["history"][0]["message"]
 
 
-def test_a_submitter_that_never_starts_is_ended_by_our_own_timer(pipelines: Pipelines, world: KubeRay) -> None:
-    world.rule("silent-a-1", namespace=pipelines.namespace, submitter="unschedulable")
+def test_a_submitter_that_never_starts_is_ended_by_our_own_timer(pipelines: Pipelines, kuberay: KubeRay) -> None:
+    kuberay.rule("silent-a-1", namespace=pipelines.namespace, submitter="unschedulable")
     pipelines.apply(pipeline("silent", cluster=RAYJOB))
     stage = pipelines.wait_phase("silent", "Succeeded")["stages"][0]
     assert (stage["failures"], stage["history"][0]["reason"]) == (1, "NotSubmitted")
 
 
-def test_what_kuberay_refuses_ends_the_pipeline(pipelines: Pipelines, world: KubeRay) -> None:
-    world.rule("refused-a-*", namespace=pipelines.namespace, invalid="the gate is off")
+def test_what_kuberay_refuses_ends_the_pipeline(pipelines: Pipelines, kuberay: KubeRay) -> None:
+    kuberay.rule("refused-a-*", namespace=pipelines.namespace, invalid="the gate is off")
     pipelines.apply(pipeline("refused", cluster=RAYJOB))
     status = pipelines.wait_phase("refused", "Failed")
     assert "KubeRay refuses the RayJob" in status["message"]
@@ -173,9 +154,9 @@ def test_what_kuberay_refuses_ends_the_pipeline(pipelines: Pipelines, world: Kub
 
 @pytest.mark.parametrize("cluster", [{"executor": "Job"}, RAYJOB], ids=["Job", "RayJob"])
 def test_suspend_ends_the_attempt_and_resume_starts_another(
-    pipelines: Pipelines, world: KubeRay, cluster: dict[str, object]
+    pipelines: Pipelines, kuberay: KubeRay, cluster: dict[str, object]
 ) -> None:
-    world.rule("pause-a-1", namespace=pipelines.namespace, seconds=300)
+    kuberay.rule("pause-a-1", namespace=pipelines.namespace, seconds=300)
     pipelines.apply(pipeline("pause", cluster=cluster))
     pipelines.wait_stage("pause", "a", "Running")
     pipelines.patch_spec("pause", suspend=True)
@@ -189,8 +170,8 @@ def test_suspend_ends_the_attempt_and_resume_starts_another(
     assert (stage["attempts"], stage["failures"]) == (2, 0)
 
 
-def test_cancel_ends_it_and_retry_goes_on(pipelines: Pipelines, world: KubeRay) -> None:
-    world.rule("stop-b-1", namespace=pipelines.namespace, seconds=300)
+def test_cancel_ends_it_and_retry_goes_on(pipelines: Pipelines, kuberay: KubeRay) -> None:
+    kuberay.rule("stop-b-1", namespace=pipelines.namespace, seconds=300)
     pipelines.apply(pipeline("stop"))
     pipelines.wait_stage("stop", "b", "Running")
     pipelines.request("stop", "cancel - 1")
@@ -217,8 +198,8 @@ def test_a_stage_is_run_again_from_nothing_with_what_follows(pipelines: Pipeline
     assert environment[0]["CAMEL_RAY_FRESH"] == "1"
 
 
-def test_deleting_a_pipeline_takes_its_children_with_it(pipelines: Pipelines, world: KubeRay) -> None:
-    world.rule("gone-a-1", namespace=pipelines.namespace, seconds=300)
+def test_deleting_a_pipeline_takes_its_children_with_it(pipelines: Pipelines, kuberay: KubeRay) -> None:
+    kuberay.rule("gone-a-1", namespace=pipelines.namespace, seconds=300)
     pipelines.apply(pipeline("gone", cluster=RAYJOB))
     pipelines.wait_stage("gone", "a", "Running")
     pipelines.kubectl("delete", "camel", "gone")
@@ -226,8 +207,8 @@ def test_deleting_a_pipeline_takes_its_children_with_it(pipelines: Pipelines, wo
         pipelines.wait(lambda r=resource: not pipelines.list(r, "gone"), f"its {resource} to go")  # type: ignore[misc]
 
 
-def test_a_deleted_attempt_is_replaced(pipelines: Pipelines, world: KubeRay) -> None:
-    world.rule("removed-a-1", namespace=pipelines.namespace, seconds=300)
+def test_a_deleted_attempt_is_replaced(pipelines: Pipelines, kuberay: KubeRay) -> None:
+    kuberay.rule("removed-a-1", namespace=pipelines.namespace, seconds=300)
     pipelines.apply(pipeline("removed"))
     pipelines.wait_stage("removed", "a", "Running")
     pipelines.kubectl("delete", "job", "removed-a-1")

@@ -20,7 +20,8 @@ Right = tuple[str, str]
 
 # Granted, and not used in a run where nothing unusual happens.
 RARE: set[Right] = {
-    ("get", "jobs.batch"),  # to see whose a Job is that exists already
+    ("get", "configmaps"),  # to see whose an object is that exists already
+    ("get", "jobs.batch"),
     ("get", "rayjobs.ray.io"),
     ("get", "poddisruptionbudgets.policy"),
     ("patch", "events.events.k8s.io"),  # a repetition
@@ -69,7 +70,7 @@ def test_the_operator_uses_every_right_it_has_and_lacks_none(
     replica = operator()
     control_plane.wait_for(lambda: "rayjobs" in replica.page("/metrics"), "the operator to watch RayJobs")
     pipelines = Pipelines(control_plane, namespace)
-    # A second stage finds the ConfigMap of the first; two pods that stay get a disruption budget; then it is deleted.
+    # Pods that stay get a disruption budget; the pipeline is deleted when it is done.
     ray = {"executor": "RayJob", "groups": [{"name": "gpu", "replicas": 2}]}
     pipelines.apply(pipeline("ray", cluster=ray, ttlSecondsAfterFinished=0))
     pipelines.apply(pipeline("job"))

@@ -200,6 +200,7 @@ def test_every_job_with_every_pod_has_one_reading() -> None:
     plain = ("pending", "succeeded", "failed", "no code", "gone", "none")
     expected = {
         **{("none", name): "waiting" for name in plain},
+        **{("none", name): "running" for name in ("succeeded", "failed", "no code")},  # the Job will say so in a moment
         **{("failing", name): "running" for name in PODS},
         **{("succeeding", name): "running" for name in PODS},
         ("none", "running"): "running",
