@@ -18,7 +18,7 @@ from camel_ray.api.status import TERMINAL, PipelinePhase, PipelineStatus, StageS
 from camel_ray.operator.clock import seconds_since, stamp
 from camel_ray.operator.model import Note, Plan, Snapshot
 from camel_ray.operator.names import REQUEST
-from camel_ray.operator.stage import Work, begin, clear_away, follow, reset, spec_digest
+from camel_ray.operator.stage import Work, begin, clear_away, follow, refuse, reset, spec_digest
 from camel_ray.operator.summary import conditions, metrics_text, progress_text
 
 STALE_SECONDS = 1.0
@@ -37,7 +37,7 @@ def reconcile(snapshot: Snapshot) -> Plan:
     problem = snapshot.problem
     if problem and not any(stage.started for stage in stages):
         return _plan(work, before, stages, "Failed", problem, handled=_request(snapshot))
-    if problem:
+    if snapshot.pipeline is None:
         # Cannot happen through the API server, which guards what has started; an older object may still be like that.
         return _plan(work, before, stages, before.phase, f"the spec is not valid any more: {problem}", handled=None)
     handled = _carry_out(work, before, stages)
@@ -118,7 +118,6 @@ def _cancel(work: Work, stages: list[StageStatus]) -> None:
             current = stage.current.model_copy(update={"stop": "cancel", "stop_requested": stamp(work.now)})
             stages[i] = stage.model_copy(update={"current": current})
             return
-    work.done = frozenset(stage.name for stage in stages if stage.phase == "Succeeded")
     for i, stage in enumerate(stages):
         if stage.phase in ("Failed", "Cancelled"):
             return
@@ -158,12 +157,15 @@ def _step(work: Work, stages: list[StageStatus]) -> None:
                 return
             if asked == "cancel":  # it was done before it could be stopped; what follows is not begun
                 _cancel(work, stages)
+    work.done = frozenset(stage.name for stage in stages if stage.phase == "Succeeded")
     for i, stage in enumerate(stages):
         if stage.phase in ("Failed", "Cancelled"):
             return
         if stage.phase != "Succeeded":
             if suspend:
                 stages[i] = _rest(work, stage)
+            elif work.snapshot.problem:
+                stages[i] = refuse(work, pipeline.spec.stages[i], stage, work.snapshot.problem)
             else:
                 stages[i] = begin(work, pipeline.spec.stages[i], stage)
             return

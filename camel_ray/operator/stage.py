@@ -17,7 +17,16 @@ from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
 from camel_ray.api.pipeline import CamelPipeline, Stage
-from camel_ray.api.status import HISTORY, AttemptStatus, EndedAttempt, Outcome, Result, StageStatus, Status, StopReason
+from camel_ray.api.status import (
+    HISTORY,
+    AttemptStatus,
+    EndedAttempt,
+    FailureClass,
+    Outcome,
+    StageStatus,
+    Status,
+    StopReason,
+)
 from camel_ray.operator.children import budget_for, children_for
 from camel_ray.operator.clock import moment, seconds_since, stamp
 from camel_ray.operator.evidence import new_evidence
@@ -125,6 +134,14 @@ def begin(work: Work, stage: Stage, status: StageStatus) -> StageStatus:
     )
 
 
+def refuse(work: Work, stage: Stage, status: StageStatus, problem: str) -> StageStatus:
+    """Give a stage up whose spec was changed to something that cannot run on a cluster; changed again, it is tried."""
+    assert work.snapshot.pipeline is not None
+    return _changed(
+        _given_up(work, stage, status, problem), spec=spec_digest(work.snapshot.pipeline, stage), retry=None
+    )
+
+
 def spec_digest(pipeline: CamelPipeline, stage: Stage) -> str:
     """Digest of everything in the spec that an attempt of the stage depends on."""
     spec = pipeline.spec
@@ -176,7 +193,7 @@ def _overdue(work: Work, stage: Stage, current: AttemptStatus, seen: Observation
     """An end by our own timers, for waits that nobody else ends."""
     pipeline, settings = work.snapshot.pipeline, work.snapshot.settings
     assert pipeline is not None
-    limits = []
+    limits: list[tuple[str, float, FailureClass, str, str]] = []
     if seen.state != "queued":
         words = f"took longer than timeoutSeconds {stage.timeout_seconds}"
         span = stage.timeout_seconds + settings.start_margin_seconds
@@ -190,11 +207,10 @@ def _overdue(work: Work, stage: Stage, current: AttemptStatus, seen: Observation
         words = f"its job was not submitted within {settings.silent_seconds:.0f} s: {seen.message}"
         since = current.submitted or stamp(work.now)
         limits.append((since, settings.silent_seconds, "Infrastructure", "NotSubmitted", words))
-    outcomes: dict[str, Outcome] = {"Error": "Error", "Infrastructure": "Infrastructure"}
     for since, span, kind, reason, words in limits:
         left = span - seconds_since(since, work.now)
         if left <= 0:
-            return Observation("ended", words, outcomes[kind], reason)
+            return Observation("ended", words, kind, reason)
         work.wake_in(left)
     return None
 
@@ -252,7 +268,7 @@ def _end(work: Work, stage: Stage, status: StageStatus, current: AttemptStatus, 
         status,
         current=None,
         history=[*status.history, ended][-HISTORY:],
-        result=_result(status.result, seen.result),
+        result=seen.result or status.result,
         # An attempt that ran has begun anew; one that a new request for it ended has not.
         fresh=status.fresh and (current.running is None or current.stop == "retry"),
         message=words,
@@ -312,10 +328,6 @@ def reset(status: StageStatus, *, fresh: bool = False) -> StageStatus:
         history=status.history,
         fresh=fresh or status.fresh,
     )
-
-
-def _result(posted: Result | None, read: Result | None) -> Result | None:
-    return read or posted
 
 
 def _remove_budget(work: Work, stage: Stage, current: AttemptStatus) -> None:

@@ -50,7 +50,9 @@ def stage(name: str = "rows", **more: Any) -> StageStatus:
 def running(name: str = "rows", number: int = 1, *, phase: str = "Running", **more: Any) -> StageStatus:
     begun = stamp(NOW - timedelta(hours=1))
     given = {"uid": "o1", "created": begun, "admitted": begun, "submitted": begun, "running": begun} | {
-        key: more.pop(key) for key in ("uid", "stop", "stop_requested", "running", "evidence") if key in more
+        key: more.pop(key)
+        for key in ("uid", "stop", "stop_requested", "running", "evidence", "created", "admitted", "submitted")
+        if key in more
     }
     current = AttemptStatus(number=number, name=f"p-{name}-{number}", executor="RayJob", **given)
     return stage(name, phase=phase, attempts=number, started=begun, current=current, **more)
@@ -273,3 +275,34 @@ def test_a_status_that_nobody_can_read_is_begun_anew() -> None:
     seen = snapshot()
     broken = replace(seen, object={**seen.object, "status": {"stages": "none", "phase": 7}})
     assert reconcile(broken).status.phase == "Running"
+
+
+def test_a_spec_that_becomes_impossible_lets_the_attempt_end_and_refuses_the_next_stage() -> None:
+    plan = reconcile(replace(snapshot(running(), views=(view(),)), problem="spec.storage: no"))
+    assert (plan.status.phase, first(plan).phase) == ("Running", "Running")
+    done = stage(phase="Succeeded", attempts=1, started=stamp(NOW))
+    plan = reconcile(replace(snapshot(done), problem="spec.storage: no"))
+    assert [(s.phase, s.attempts) for s in plan.status.stages] == [("Succeeded", 1), ("Failed", 0)]
+    assert (plan.status.phase, "spec.storage: no" in plan.status.message, plan.operations) == ("Failed", True, ())
+    again = reconcile(replace(snapshot(done, plan.status.stages[1]), problem="spec.storage: no"))
+    assert again.status.stages[1] == plan.status.stages[1]
+    mended = reconcile(snapshot(done, plan.status.stages[1], spec={"seed": 7}))
+    assert mended.status.stages[1].phase == "Starting"
+
+
+def test_a_stage_does_not_wait_for_the_pods_of_one_that_is_done() -> None:
+    done = stage(phase="Succeeded", attempts=1, started=stamp(NOW))
+    cluster: Obj = {"metadata": {"name": "p-rows-1-abcde"}}
+    left = AttemptView(
+        "rows", 1, view(jobDeploymentStatus="Complete", jobStatus="SUCCEEDED").object, clusters=(cluster,)
+    )
+    assert reconcile(snapshot(done, views=(left,))).status.stages[1].phase == "Starting"
+
+
+def test_a_clock_that_went_back_ends_nothing_and_a_broken_stamp_waits_for_nothing() -> None:
+    later = stamp(NOW + timedelta(hours=2))
+    waiting = running(phase="Provisioning", created=later, admitted=later, submitted=later, running=None)
+    plan = reconcile(snapshot(waiting, views=(view(jobDeploymentStatus="Initializing", jobStatus=""),)))
+    assert first(plan).phase == "Provisioning"
+    held = stage(phase="Backoff", attempts=1, failures=1, retry="no time")
+    assert reconcile(snapshot(held)).status.stages[0].phase == "Starting"
