@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from camel_ray.api.load import load_pipeline_text
 from camel_ray.api.pipeline import CamelPipeline
-from camel_ray.api.status import PipelinePhase
+from camel_ray.api.status import TERMINAL, PipelinePhase
 from camel_ray.errors import SpecError
 from camel_ray.operator import trim
 from camel_ray.operator.kinds import CAMEL_PIPELINE, RAY_CLUSTER, RAY_JOB, WORKLOAD
@@ -31,7 +31,7 @@ from camel_ray.operator.problems import cluster_problems
 
 GONE_SECONDS = 900.0
 """How long the last words of a deleted pod are kept."""
-_GONE_PODS = 5000
+_GONE_PODS = 100  # per pipeline
 _PARSED = 128
 _EVENT_KINDS = ("RayJob", "RayCluster", "Job")
 
@@ -42,7 +42,8 @@ class Caches:
     def __init__(self, client: Client, namespaces: Sequence[str | None], changed: Callable[[str], None]) -> None:
         self._changed = changed
         self._lock = threading.Lock()
-        self._gone: OrderedDict[tuple[str, str], tuple[float, str, Object]] = OrderedDict()
+        self._gone: defaultdict[str, dict[str, tuple[float, Object]]] = defaultdict(dict)
+        """Last words of deleted pods, by pipeline and pod."""
         self._parsed: OrderedDict[tuple[str, int], tuple[CamelPipeline | None, str]] = OrderedDict()
 
         def reflect(kind: Kind, heard: Callable[..., None], keep: Callable[..., Any], **more: Any) -> Reflector:
@@ -132,8 +133,7 @@ class Caches:
         pods: defaultdict[tuple[str, int], list[Object]] = defaultdict(list)
         clusters: defaultdict[tuple[str, int], list[Object]] = defaultdict(list)
         for child in [*self.jobs.store.by("pipeline", key), *self.ray_jobs.store.by("pipeline", key)]:
-            # A namesake's children, which are on their way out, are none of ours. A submitter's Job belongs to a
-            # RayJob.
+            # A namesake's children are on their way out, and none of ours. A submitter's Job belongs to a RayJob.
             if owner["uid"] in _owner_uids(child) and (place := _place(child)):
                 objects[place] = child
         for cluster in self.ray_clusters.store.by("pipeline", key):
@@ -182,28 +182,31 @@ class Caches:
         return made
 
     def _gone_pods(self, key: str) -> list[Object]:
+        oldest = time.monotonic() - GONE_SECONDS
         with self._lock:
-            oldest = time.monotonic() - GONE_SECONDS
-            while self._gone and (len(self._gone) > _GONE_PODS or next(iter(self._gone.values()))[0] < oldest):
-                self._gone.popitem(last=False)
-            return [pod for _, where, pod in self._gone.values() if where == key]
+            return [pod for at, pod in self._gone[key].values() if at >= oldest] if key in self._gone else []
 
     def _pipeline_changed(self, old: Object | None, new: Object | None) -> None:
         seen = new or old
         if seen is not None:
+            if seen["phase"] in TERMINAL or new is None:  # nobody will ask any more
+                with self._lock:
+                    self._gone.pop(key_of(seen), None)
             self._changed(key_of(seen))
+
+    def _pod_changed(self, old: Object | None, new: Object | None) -> None:
+        if new is None and old is not None:
+            with self._lock:
+                for key in _keys_by_label(old):
+                    kept = self._gone[key]
+                    kept[old["metadata"]["name"]] = (time.monotonic(), {**old, "gone": True})
+                    while len(kept) > _GONE_PODS:
+                        del kept[next(iter(kept))]
+        self._child_changed(old, new)
 
     def _child_changed(self, old: Object | None, new: Object | None) -> None:
         for key in _keys_by_label(new or old or {}):
             self._changed(key)
-
-    def _pod_changed(self, old: Object | None, new: Object | None) -> None:
-        if new is None and old is not None:
-            metadata = old["metadata"]
-            with self._lock:
-                for key in _keys_by_label(old):
-                    self._gone[metadata["namespace"], metadata["name"]] = (time.monotonic(), key, {**old, "gone": True})
-        self._child_changed(old, new)
 
     def _workload_changed(self, old: Object | None, new: Object | None) -> None:
         seen = new or old or {}

@@ -43,6 +43,9 @@ _HEAD_DRAIN_SECONDS = 10
 _SUBMITTER_GRACE_SECONDS = 5
 """The submitter ignores SIGTERM and would use all of the usual 30 s."""
 _DRAIN = "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"
+_STOP = "RAY_JOB_STOP_WAIT_TIME_S"
+"""How long a stopped entry point has from SIGTERM to SIGKILL; Ray's own 3 s are too short for a checkpoint."""
+_HEAD_ENV = {_DRAIN: str(_HEAD_DRAIN_SECONDS), _STOP: str(_HEAD_GRACE_SECONDS)}
 
 
 def rayjob_for(attempt: Attempt) -> dict[str, Any]:
@@ -84,7 +87,7 @@ def _head(attempt: Attempt, *, works: bool, autoscaled: bool) -> dict[str, Any]:
     """The head. It runs the driver and, only where there are no worker groups, also the work (`works`)."""
     machine = attempt.pipeline.spec.cluster.head
     head, volumes = container(
-        attempt, HEAD_CONTAINER, own_env={_DRAIN: str(_HEAD_DRAIN_SECONDS)}, machine=machine, drives=True
+        attempt, HEAD_CONTAINER, own_env=_HEAD_ENV, machine=machine, drives=True
     )
     return {
         "rayStartParams": {} if works else {"num-cpus": "0"},

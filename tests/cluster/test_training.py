@@ -112,7 +112,7 @@ def test_a_pipeline_applied_with_kubectl_trains_a_model(
 def test_a_suspended_job_saves_a_checkpoint_and_goes_on_from_it(
     pipelines: Pipelines, tmp_path: Path, rows: Path
 ) -> None:
-    spec = training("pause", tmp_path / "storage", rows, steps=3000)
+    spec = training("pause", tmp_path / "storage", rows, steps=100_000)  # more than it can do in the meantime
     spec["spec"]["stages"][2]["pretrain"]["checkpoint"] = {"everySteps": 100_000}
     pipelines.apply(spec)
     pipelines.wait(lambda: steps_done(pipelines, "pause", "base") > 5, "some steps", 300)
