@@ -9,7 +9,7 @@ from typing import Any
 
 import orjson
 
-from camel_ray.operator.names import API_GROUP, ATTEMPT, PIPELINE, STAGE
+from camel_ray.operator.names import API_GROUP, ATTEMPT, MANAGED_BY, PIPELINE, STAGE
 from camel_ray.operator.observe import RESULT_MARK
 
 _METADATA = ("name", "namespace", "uid", "resourceVersion", "labels", "ownerReferences", "deletionTimestamp")
@@ -84,7 +84,7 @@ def event(thing: dict[str, Any]) -> dict[str, Any]:
 
 def _with(thing: dict[str, Any], status: dict[str, Any]) -> dict[str, Any]:
     metadata = _some(thing["metadata"], _METADATA)
-    metadata["labels"] = _some(metadata.get("labels", {}), (PIPELINE, STAGE, ATTEMPT))
+    metadata["labels"] = _some(metadata.get("labels", {}), (MANAGED_BY, PIPELINE, STAGE, ATTEMPT))
     metadata["ownerReferences"] = [_some(o, ("kind", "name", "uid")) for o in metadata.get("ownerReferences", ())]
     for condition in status.get("conditions") or ():
         for moment in ("lastTransitionTime", "lastProbeTime", "lastHeartbeatTime", "observedGeneration"):

@@ -58,7 +58,7 @@ def test_the_judge_of_pod_security_finds_what_is_forbidden() -> None:
 def test_the_driver_learns_its_task_from_its_environment(executor: str) -> None:
     driver = container(work({"executor": executor}, number=3), "head" if executor == "RayJob" else "job")
     seen = environment(driver)
-    assert {name: seen[name] for name in seen if name.startswith(("CAMEL", "KUBEFLOW"))} == {
+    assert {name: seen[name] for name in seen if name.startswith(("CAMEL", "KUBEFLOW", "DISABLE"))} == {
         "CAMEL_RAY_PIPELINE_FILE": "/etc/camel-ray/pipeline.json",
         "CAMEL_RAY_STAGE": "base",
         "CAMEL_RAY_ATTEMPT": "3",
@@ -68,6 +68,7 @@ def test_the_driver_learns_its_task_from_its_environment(executor: str) -> None:
         ),
         "KUBEFLOW_TRAINER_SERVER_TOKEN": "/var/run/secrets/camel-ray.dev/token",
         "KUBEFLOW_TRAINER_SERVER_CA_CERT": "/etc/camel-ray/progress-ca.crt",
+        "DISABLE_KUBEFLOW_INTEGRATION": "TRUE",
     }
     assert seen["HOME"] == "/tmp"
     assert seen["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] == "1800"

@@ -19,7 +19,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from camel_ray.operator import progress_server, progress_writer
+from camel_ray.operator import progress_server, progress_writer, trim
 from camel_ray.operator.kube.errors import Unreachable
 from camel_ray.operator.names import attempt_labels
 from camel_ray.operator.progress_server import Identity, ProgressServer, reviewer
@@ -54,7 +54,10 @@ class World:
 
     def pods(self, namespace: str, name: str) -> dict[str, Any] | None:
         labels = {"mine": attempt_labels("llm", "base", 2), "old": attempt_labels("llm", "base", 1), "foreign": {}}
-        return {"metadata": {"name": name, "uid": f"uid-{name}", "labels": labels[name]}} if name in labels else None
+        if name not in labels:
+            return None
+        metadata = {"name": name, "uid": f"uid-{name}", "labels": labels[name]}
+        return trim.pod({"apiVersion": "v1", "kind": "Pod", "metadata": metadata})  # as the operator's cache holds it
 
     def review(self, token: str) -> Identity | None:
         self.reviews.append(token)
@@ -315,7 +318,9 @@ def raw(port: int, data: bytes) -> bytes:
             connection.shutdown(socket.SHUT_WR)
             while piece := connection.recv(65536):
                 answer += piece
-        except ConnectionError:
+        except TimeoutError:
+            raise
+        except OSError:  # the server was first: reset, or no longer connected
             pass
         return answer
 
