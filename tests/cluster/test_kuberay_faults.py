@@ -248,13 +248,13 @@ def test_worker_out_of_memory_restarts_in_place(cluster: Cluster) -> None:
     [("preempt", "PreemptionByScheduler"), ("drain", "EvictionByEvictionAPI"), ("node-lost", "DeletionByTaintManager")],
 )
 def test_disrupted_worker_says_why_and_is_replaced(cluster: Cluster, event: str, reason: str) -> None:
-    cluster.rule("disrupted", seconds=4, shutdown_seconds=0.5, events=[{"do": event, "pod": "worker"}])
+    cluster.rule("disrupted", seconds=5, shutdown_seconds=1, events=[{"do": event, "pod": "worker"}])
     job = rayjob("disrupted")
     worker = job["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]["template"]["spec"]
     worker["terminationGracePeriodSeconds"] = 60
     cluster.create(job)
-    old = _seen_worker(cluster, lambda pod: _disruption(pod) == reason)
-    assert "deletionTimestamp" in old["metadata"] or event == "node-lost"
+    ends = lambda pod: event == "node-lost" or "deletionTimestamp" in pod["metadata"]  # noqa: E731
+    old = _seen_worker(cluster, lambda pod: _disruption(pod) == reason and ends(pod))
     new = _seen_worker(cluster, lambda pod: pod["metadata"]["uid"] != old["metadata"]["uid"])
     assert new["metadata"]["name"] != old["metadata"]["name"]
     cluster.wait_state("disrupted", SUCCEEDED)

@@ -23,6 +23,7 @@ from kuberay_standin.script import Pace, Script
 _KEPT_WHEN_SUSPENDED = ("startTime", "endTime", "failed", "succeeded")
 _SOURCE = "rayjob-controller"
 _STAMP_SECONDS = 3.0  # times of the API are whole seconds: shorter waits would end before they began
+_CONTROLLER_SECONDS = 30.0  # the Job controller is a real one, and does not know the pace
 
 
 class RayJobs:
@@ -172,7 +173,7 @@ class RayJobs:
             status["rayClusterStatus"] = deepcopy(cluster.get("status", {}))
         if ray_job.status not in TERMINAL:
             return
-        late = now >= ray_job.ended + self._pace.unreachable
+        late = now >= ray_job.ended + max(self._pace.unreachable, _CONTROLLER_SECONDS)
         if finished or not has_submitter or late:
             failed = ray_job.status == "FAILED"
             status["jobDeploymentStatus"] = "Failed" if failed else "Complete"
