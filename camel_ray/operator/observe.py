@@ -72,11 +72,11 @@ def _rayjob(view: AttemptView, current: AttemptStatus, told: Result | None, now:
             return _ended(told or result_in(text, current.number), current, 0, now)
         case "Complete" if job == "STOPPED":
             return Observation("ended", "the Ray job was stopped", "Stopped", "Stopped", told)
-        case "Complete" | "Failed":
-            return _rayjob_failed(current, told or result_in(text, current.number), reason or "Failed", text, now)
-        case "ValidationFailed":
+        case "ValidationFailed" if told is None:
             words = _validation_words(view) or clean(text) or "KubeRay gives no reason"
-            return Observation("ended", f"KubeRay refuses the RayJob: {words}", "UserError", "ValidationFailed", told)
+            return Observation("ended", f"KubeRay refuses the RayJob: {words}", "UserError", "ValidationFailed")
+        case "Complete" | "Failed" | "ValidationFailed":  # what the attempt itself told counts more
+            return _rayjob_failed(current, told or result_in(text, current.number), reason or "Failed", text, now)
         case _:  # "", New, Initializing, Waiting, Retrying, and what a later KubeRay may add
             words = waiting_words(view)
             if not deployment and not words:

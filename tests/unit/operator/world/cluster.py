@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -49,6 +49,8 @@ class Run:
     head_lost: bool = False
     requeued: bool = False
     """Kueue took its place away once: it may run twice, as Kueue wants it."""
+    before: list[int] = field(default_factory=list)
+    """What its process had returned by then."""
     deleted_by: str = ""
     """user or operator."""
 
@@ -201,6 +203,7 @@ class Cluster:
     def _enter(self, run: Run) -> None:
         run.entered += 1
         if run.requeued:
+            run.before += [] if run.code is None else [run.code]
             run.code = None
         self._rayjob(run.name, jobStatus="RUNNING")
 
