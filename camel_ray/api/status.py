@@ -31,6 +31,8 @@ StopReason = Literal["suspend", "cancel", "retry"]
 
 TERMINAL: frozenset[PipelinePhase] = frozenset({"Succeeded", "Failed", "Cancelled"})
 """Phases a pipeline leaves only when its user asks for a retry."""
+RESULT_MARK = "camel-ray-result:"
+"""What a stage's process prints before the JSON of its `Result`, as its last line."""
 HISTORY = 5
 """Ended attempts kept per stage, the newest last."""
 

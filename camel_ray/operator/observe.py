@@ -16,13 +16,11 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from camel_ray.api.status import AttemptStatus, FailureClass, Outcome, Result
+from camel_ray.api.status import RESULT_MARK, AttemptStatus, FailureClass, Outcome, Result
 from camel_ray.errors import OutOfMemory, PermanentError, Preempted, RetryableError, Stopped
 from camel_ray.operator.evidence import clean, queue_words, strongest, waiting_words
 from camel_ray.operator.model import AttemptView, Object
 
-RESULT_MARK = "camel-ray-result:"
-"""What a stage's process prints before the JSON of its result, as its last line."""
 STAGE_CONTAINER = "stage"
 
 State = Literal["absent", "queued", "waiting", "submitted", "running", "ended"]

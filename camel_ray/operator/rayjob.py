@@ -86,9 +86,7 @@ def rayjob_for(attempt: Attempt) -> dict[str, Any]:
 def _head(attempt: Attempt, *, works: bool, autoscaled: bool) -> dict[str, Any]:
     """The head. It runs the driver and, only where there are no worker groups, also the work (`works`)."""
     machine = attempt.pipeline.spec.cluster.head
-    head, volumes = container(
-        attempt, HEAD_CONTAINER, own_env=_HEAD_ENV, machine=machine, drives=True
-    )
+    head, volumes = container(attempt, HEAD_CONTAINER, own_env=_HEAD_ENV, machine=machine, drives=True)
     return {
         "rayStartParams": {} if works else {"num-cpus": "0"},
         "template": template(

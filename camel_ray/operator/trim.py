@@ -9,8 +9,8 @@ from typing import Any
 
 import orjson
 
+from camel_ray.api.status import RESULT_MARK
 from camel_ray.operator.names import API_GROUP, ATTEMPT, MANAGED_BY, PIPELINE, STAGE
-from camel_ray.operator.observe import RESULT_MARK
 
 _METADATA = ("name", "namespace", "uid", "resourceVersion", "labels", "ownerReferences", "deletionTimestamp")
 _TEXT = 1000

@@ -30,6 +30,7 @@ from typing import Any, NoReturn
 
 from camel_ray.api.load import load_pipeline
 from camel_ray.api.pipeline import CamelPipeline
+from camel_ray.api.status import RESULT_MARK
 from camel_ray.errors import CamelError, SpecError, Stopped, WorkerLost
 from camel_ray.ray_session import shut_down_ray
 from camel_ray.runtime.reporting import Endpoint, Reporter
@@ -37,7 +38,6 @@ from camel_ray.runtime.runner import Runner
 from camel_ray.runtime.store import StageStore
 from camel_ray.stop import StopRequest, stop_requests_are_heeded
 
-RESULT_PREFIX = "camel-ray-result: "
 TERMINATION_LOG = Path("/dev/termination-log")
 _TERMINATION_BYTES = 4096
 """Kubernetes keeps no more."""
@@ -190,7 +190,7 @@ def attempt(environment: Mapping[str, str], *, termination_log: Path = TERMINATI
     say(wire["message"])
     reporter.close(wire)
     _write_termination_log(termination_log, wire)
-    print(RESULT_PREFIX + json.dumps(wire, allow_nan=False), flush=True)
+    print(f"{RESULT_MARK} {json.dumps(wire, allow_nan=False)}", flush=True)
     return result.code
 
 

@@ -132,7 +132,7 @@ def test_a_machine_that_is_taken_away_costs_no_step(cluster: Callable[..., Runne
     import ray
     from ray.core.generated.autoscaler_pb2 import DrainNodeReason
 
-    long = {**TRAIN[0], "pretrain": {**TRAINING, "steps": 400, "checkpoint": {"everySteps": 300}}}
+    long = {**TRAIN[0], "pretrain": {**TRAINING, "steps": 1200, "checkpoint": {"everySteps": 5000}}}
     directory = tmp_path / "s/p/stages/alone"
     drained: list[str] = []
 

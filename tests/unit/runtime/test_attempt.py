@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from camel_ray.api.status import RESULT_MARK
 from camel_ray.errors import StorageUnavailable, WorkerLost
 from camel_ray.runtime import attempt
 
@@ -88,8 +89,8 @@ def end(process: subprocess.Popen[str]) -> tuple[dict[str, Any], str, str]:
     """The result in the last line, the log and standard error."""
     out, err = process.communicate(timeout=100)
     last = out.splitlines()[-1]
-    assert last.startswith(attempt.RESULT_PREFIX)
-    result = json.loads(last.removeprefix(attempt.RESULT_PREFIX))
+    assert last.startswith(RESULT_MARK)
+    result = json.loads(last.removeprefix(RESULT_MARK))
     assert process.returncode == result["code"]
     return result, out, err
 
@@ -213,7 +214,7 @@ def test_a_second_signal_ends_at_once(tmp_path: Path, environment: dict[str, str
     process.send_signal(signal.SIGTERM)
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 25
-    assert attempt.RESULT_PREFIX not in out
+    assert RESULT_MARK not in out
 
 
 def test_the_servers_word_stops_the_stage(tmp_path: Path, environment: dict[str, str], server: Any) -> None:
