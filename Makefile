@@ -1,11 +1,14 @@
 # The two commands to know: `make quickstart` and `make test`. Everything runs in .venv, which tools/setup.sh makes.
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test lint unit ray rig cluster vllm generate pins vllm-pins clean
+.PHONY: help setup quickstart test lint unit ray rig cluster e2e images vllm generate pins vllm-pins clean
 SHELL := bash
 python := .venv/bin/python
+DOCKER ?= docker
+REGISTRY ?= camel-ray
+VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' camel_ray/version.py)
 
 help: ## list the commands
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
 setup: ## make or refresh .venv (the first time: minutes; then: nothing to do)
 	@tools/setup.sh
@@ -28,11 +31,22 @@ unit: setup ## unit tests: seconds, no Ray
 ray: setup ## tests that start Ray and train, on this machine
 	@$(python) -m pytest tests/ray
 
-rig: ## build a real Kubernetes control plane for tests/cluster (once, about ten minutes; needs Go)
+rig: ## build a real Kubernetes and Helm for tests/cluster, tests/chart, tests/e2e (once, a quarter of an hour; needs Go)
 	@tests/rig/build.sh control-plane kueue > /dev/null || echo "tests/cluster will be left out" >&2
+	@tests/rig/build.sh helm > /dev/null || echo "tests/chart will be left out" >&2
+	@tests/rig/build.sh node > /dev/null || echo "tests/e2e will be left out" >&2
 
 cluster: setup rig ## tests of the operator on a real API server
 	@$(python) -m pytest tests/cluster
+
+e2e: setup rig ## the chart, the images and pipelines in real pods on a node of this machine; needs root
+	@$(python) -m pytest tests/e2e
+
+images: ## build the images of the operator and of stage pods; DOCKER=podman or buildah, REGISTRY=where they will lie
+	@for target in operator trainer; do \
+		$(DOCKER) build --target $$target --tag $(REGISTRY)/$$target:$(VERSION) \
+			--build-arg VERSION=$(VERSION) --build-arg REVISION=$$(git rev-parse HEAD) . || exit; \
+	done
 
 vllm: ## add vLLM (its CPU build) to .venv, for `rollout.engine: vllm` and tests/vllm: docs/guide/vllm.md
 	@tools/setup.sh vllm

@@ -82,6 +82,7 @@ def run(plane: ControlPlane, side: Side, count: int, figures: dict[str, float]) 
     if isinstance(side, CamelRay):
         reconciles = metric(side, "controller_runtime_reconcile_total")
         figures["reconciles_per_s"] = round(reconciles / (time.perf_counter() - began), 1)
+        after_burst = memory_mb(process)
     paced = create(plane, spaces["paced"], side.path, parents(side, count), side.parent_of, rate=RATE)
     show(side, f"{RATE:.0f}/s", paced)
     finish(plane, spaces["paced"], count)
@@ -99,11 +100,14 @@ def run(plane: ControlPlane, side: Side, count: int, figures: dict[str, float]) 
         figures["reconciles_per_attempt"] = round(reconciles / attempts, 2)
         figures["mb_idle"] = round(idle, 1)
         figures["mb_per_1000"] = round((memory_mb(process) - idle) * 1000 / (2 * count + 50), 2)
+        # Beside what each pipeline takes there is what the first ones bring once: connections, parsers, dictionaries.
+        figures["mb_per_1000_more"] = round((memory_mb(process) - after_burst) * 1000 / (count + 50), 2)
+        figures["mb_used"], figures["mb_aim"] = round(memory_mb(process), 1), 100 + 0.01 * (2 * count + 50)
         print(
             f"  calls: {calls}; memory {idle:.0f} MB idle, {memory_mb(process):.0f} MB with {2 * count + 50} pipelines"
         )
         process.stop()
-        figures["catch_up_s"] = round(catch_up(plane, side, 2 * count + 50), 2)
+        figures["catch_up_s"], figures["mb_caught_up"] = catch_up(plane, side, 2 * count + 50)
     else:
         process.stop()
         if isinstance(side, Trainer):
@@ -147,8 +151,8 @@ def settle(plane: ControlPlane, side: CamelRay, attempts: int) -> None:
     print(f"  all {attempts} attempts ended {time.perf_counter() - began:.1f} s later")
 
 
-def catch_up(plane: ControlPlane, side: CamelRay, pipelines: int) -> float:
-    """Seconds from the start of a new operator until it has looked at every pipeline."""
+def catch_up(plane: ControlPlane, side: CamelRay, pipelines: int) -> tuple[float, float]:
+    """Seconds from the start of a new operator until it has looked at every pipeline, and its memory then, in MB."""
     began = time.perf_counter()
     process = side.start(plane)
     plane.wait_for(
@@ -157,8 +161,9 @@ def catch_up(plane: ControlPlane, side: CamelRay, pipelines: int) -> float:
         seconds=120,
     )
     seconds = time.perf_counter() - began
+    memory = memory_mb(process)
     process.stop(graceful=True)
-    return seconds
+    return round(seconds, 2), round(memory, 1)
 
 
 def failover(plane: ControlPlane, figures: dict[str, float]) -> None:

@@ -1,8 +1,9 @@
 """What all tests share: quiet and offline libraries, layers by folder, and a loud word about a layer that cannot run.
 
 A test's layer is its folder, so nobody has to mark anything: `tests/unit` needs seconds, `tests/ray` starts Ray and
-trains, `tests/cluster` starts a Kubernetes control plane. What a folder needs is listed here; where something is
-missing the whole folder is left out and the summary says so.
+trains, `tests/chart` renders the Helm chart, `tests/cluster` starts a Kubernetes control plane, `tests/e2e` a node with
+it, as root. What a folder needs is listed here; where something is missing the whole folder is left out and the summary
+says so.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ import pytest
 
 from camel_ray.ray_session import protect_local_ray, shut_down_ray
 from rig.control_plane import missing_tools
+from rig.helm import missing_helm
+from rig.node import missing_node
 
 TESTS = Path(__file__).parent
 TRAIN = ("datasets", "deepspeed", "ray", "torch", "transformers", "trl")
@@ -53,7 +56,10 @@ class Layer:
 LAYERS = (
     Layer("ray", "ray", 600, TRAIN),
     Layer("vllm", "vllm", 600, (*TRAIN, "vllm")),
+    Layer("chart", "chart", 120, lacks=missing_helm),
+    Layer("cluster/test_chart.py", "cluster", 300, lacks=lambda: missing_tools() or missing_helm()),
     Layer("cluster", "cluster", 300, lacks=missing_tools),
+    Layer("e2e", "e2e", 600, TRAIN, lacks=missing_node),
     Layer("unit/api", "unit", 120),
     Layer("unit/cli", "unit", 120),
     *(

@@ -7,13 +7,13 @@ from typing import Any
 
 from hypothesis import strategies as st
 
+from camel_ray.api.operator_config import OperatorConfig, StageDefaults
 from camel_ray.api.pipeline import CamelPipeline
 from camel_ray.operator.model import Attempt, Settings
 
 UID = "6b1c3c0e-5a52-4f0a-9a1e-0d5d4c3b2a19"
-SETTINGS = Settings(
-    image="registry.example.com/camel-ray:1", progress_url="https://camel-ray.ops:8443", progress_ca="PEM\n"
-)
+CONFIG = OperatorConfig(stages=StageDefaults(image="registry.example.com/camel-ray:1"))
+SETTINGS = Settings(config=CONFIG, progress_url="https://camel-ray.ops:8443", progress_ca="PEM\n")
 DATA: dict[str, Any] = {"source": "hf://x/y"}
 PRETRAIN: dict[str, Any] = {"data": DATA, "model": "gpt2", "batchSize": 5040, "microBatchSize": 1}
 PPO: dict[str, Any] = {"model": "gpt2", "prompts": DATA, "reward": {"model": "reward/model"}}

@@ -50,23 +50,34 @@ class Children:
     def __init__(self, plane: ControlPlane, namespace: str, parent_of: Callable[[dict[str, Any]], str | None]) -> None:
         self.seen: dict[str, float] = {}
         self._parent_of = parent_of
+        self._plane, self._path, self._closed = plane, JOBS.format(namespace), False
         self._connection = connection(plane)
-        version = plane.request("GET", JOBS.format(namespace))["metadata"]["resourceVersion"]
-        path = f"{JOBS.format(namespace)}?watch=1&resourceVersion={version}&timeoutSeconds=3600"
-        self._connection.request("GET", path, headers=headers(plane))
-        self._answer = self._connection.getresponse()
+        self._version: str = plane.request("GET", self._path)["metadata"]["resourceVersion"]
         self._thread = threading.Thread(target=self._read, daemon=True)
         self._thread.start()
 
     def _read(self) -> None:
-        with suppress(OSError, ValueError, http.client.HTTPException):
-            for line in self._answer:
-                event = json.loads(line)
-                if event["type"] == "ADDED" and (name := self._parent_of(event["object"])):
-                    self.seen.setdefault(name, time.perf_counter())
+        """The server ends a watch whose reader falls behind; then it is taken up where it ended."""
+        while not self._closed:
+            with suppress(OSError, ValueError, http.client.HTTPException):
+                for line in self._watch():
+                    event = json.loads(line)
+                    thing = event["object"]
+                    if event["type"] == "ERROR":
+                        raise RuntimeError(f"the watch of Jobs ended: {thing}")
+                    self._version = thing["metadata"]["resourceVersion"]
+                    if event["type"] == "ADDED" and (name := self._parent_of(thing)):
+                        self.seen.setdefault(name, time.perf_counter())
+
+    def _watch(self) -> http.client.HTTPResponse:
+        self._connection.close()
+        path = f"{self._path}?watch=1&resourceVersion={self._version}&timeoutSeconds=3600"
+        self._connection.request("GET", path, headers=headers(self._plane))
+        return self._connection.getresponse()
 
     def close(self) -> None:
         """End the watch."""
+        self._closed = True
         with suppress(OSError):
             if self._connection.sock is not None:
                 self._connection.sock.shutdown(2)

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 from operator_sides.cluster import crd_files
 from rig.control_plane import ControlPlane
+from rig.operator import install
 from rig.process import Process, find_tools, free_ports
 
 ROOT = Path(__file__).parents[2]
@@ -171,8 +172,7 @@ class CamelRay:
 
     def install(self, plane: ControlPlane) -> None:
         """Make its kind known, and give it the rights it has in a cluster, once."""
-        plane.apply_crds(ROOT / "manifests/crd.yaml")
-        plane.kubectl("apply", f"--filename={ROOT / 'manifests/rbac.yaml'}")
+        install(plane)
 
     def start(self, plane: ControlPlane, name: str = "camel-ray") -> Process:
         """Its process, under its own service account."""

@@ -225,7 +225,8 @@ CEL_RULES: tuple[CelRule, ...] = (
     CelRule(("spec.cluster.env[]",), "has(self.value) != has(self.secret)", say.ENV_SOURCE),
     CelRule(
         ("spec.cluster.env[]",),
-        " && ".join(f"!self.name.startsWith({_text(start)})" for start in rules.OPERATOR_VARIABLES),
+        f"self.name == {_text(rules.CACHE_VARIABLE)} || "
+        + " && ".join(f"!self.name.startsWith({_text(start)})" for start in rules.OPERATOR_VARIABLES),
         say.ENV_TAKEN,
         {"name": "self.name"},
         ".name",

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from camel_ray.api.base import Spec
 
 OBJECT_NAME = r"^[a-z0-9]([-.a-z0-9]{0,251}[a-z0-9])?$"
+OPTIONAL_NAME = r"^([a-z0-9]([-.a-z0-9]{0,251}[a-z0-9])?)?$"
 VARIABLE = r"^[A-Za-z_][A-Za-z0-9_]{0,252}$"
 SECRET_KEY = r"^[-._a-zA-Z0-9]{1,253}$"
 MOUNT_PATH = r"^(/\.?[^/:.\s][^/:\s]*)+$"
 QUANTITY = r"^[0-9]+(\.[0-9]+)?([kMGT]|[KMGT]i)?$"
 LABEL_VALUE = r"^(|[A-Za-z0-9]([-._A-Za-z0-9]{0,61}[A-Za-z0-9])?)$"
+QUALIFIED_NAME = r"^([a-z0-9][-.a-z0-9]*/)?[A-Za-z0-9]([-._A-Za-z0-9]{0,61}[A-Za-z0-9])?$"
 PATTERN_WORDS = {
     OBJECT_NAME: "at most 253 lower-case letters, digits, dashes and dots, with a letter or digit first and last",
+    OPTIONAL_NAME: "the name of an object, or nothing",
     VARIABLE: "letters, digits and underscores, with no digit first",
     SECRET_KEY: "letters, digits, dashes, dots and underscores",
     MOUNT_PATH: "an absolute path without colons, spaces or `..`",
     QUANTITY: "a size such as 16Gi",
+    QUALIFIED_NAME: "`name` or `domain/name`, the name of at most 63 letters, digits, dashes, dots and underscores",
     LABEL_VALUE: "at most 63 letters, digits, dashes, dots and underscores, with a letter or digit first and last",
 }
 """The patterns of this file in words, for `fields.expected`."""
@@ -38,6 +42,21 @@ class ResourcesSpec(Spec):
     """Amounts a pod may not exceed."""
 
 
+class Toleration(Spec):
+    """A taint of nodes that pods accept."""
+
+    key: str | None = Field(default=None, pattern=QUALIFIED_NAME)
+    """Key of the taint. Without one, `operator: Exists` accepts every taint."""
+    operator: Literal["Exists", "Equal"] | None = None
+    """`Exists` accepts any value; `Equal`, the default, the one of `value`."""
+    value: str | None = Field(default=None, pattern=LABEL_VALUE)
+    """Value of the taint."""
+    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
+    """Effect of the taint; all of them where it is left out."""
+    toleration_seconds: int | None = None
+    """With `effect: NoExecute`: how long a pod stays on a node that gets the taint. Default: for ever."""
+
+
 class PodSpec(Spec):
     """Fragments merged into the pods of the head or of a group."""
 
@@ -45,8 +64,8 @@ class PodSpec(Spec):
     """Requests and limits of the Ray container."""
     node_selector: dict[str, str] = Field(default_factory=dict)
     """Labels a node must have."""
-    tolerations: list[dict[str, Any]] = Field(default_factory=list)
-    """Taints the pods accept, as Kubernetes tolerations."""
+    tolerations: list[Toleration] = Field(default_factory=list, max_length=32)
+    """Taints the pods accept."""
 
 
 class GroupSpec(PodSpec):

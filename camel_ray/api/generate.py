@@ -18,15 +18,16 @@ import typing
 from pathlib import Path
 from typing import Any
 
-from camel_ray.api import hf_arguments
+from camel_ray.api import chart, hf_arguments
 from camel_ray.api.crd import crd_text
-from camel_ray.api.reference import reference_markdown
+from camel_ray.api.reference import operator_markdown, reference_markdown
 from camel_ray.api.schema import schema_text
 
 ROOT = Path(__file__).parents[2]
 REFERENCE = ROOT / "docs" / "reference"
 EXAMPLE = ROOT / "examples" / "01-quickstart.yaml"
 CRD = ROOT / "manifests" / "crd.yaml"
+CHART = ROOT / "charts" / "camel-ray"
 STARTER = ROOT / "camel_ray" / "cli" / "starters" / "quickstart.yaml"
 
 
@@ -36,7 +37,12 @@ def generated() -> dict[Path, str]:
         hf_arguments.FILE: hf_arguments_text(),
         REFERENCE / "pipeline.schema.json": schema_text(),
         REFERENCE / "pipeline.md": reference_markdown(),
+        REFERENCE / "operator.md": operator_markdown(),
         CRD: crd_text(),
+        CHART / "files" / "crd.yaml": crd_text(),
+        CHART / "values.yaml": chart.values_yaml(),
+        CHART / "values.schema.json": chart.values_schema_text(),
+        CHART / "README.md": chart.readme(),
         STARTER: starter_text(),
     }
 

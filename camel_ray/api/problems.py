@@ -21,15 +21,17 @@ from camel_ray.api.rules import TRAINING, nearest
 from camel_ray.api.yaml_source import FieldPath, Problem, Source
 
 _MISSING = object()
+_ELSEWHERE = "see docs/reference/operator.md"
+"""Where the fields of other files than pipelines are described: that of the operator's configuration."""
 
 
-def schema_problems(error: ValidationError, source: Source) -> list[Problem]:
-    """One problem per place that does not fit the schema. Rules over several fields (errors of the root) are left
-    out.
+def schema_problems(error: ValidationError, source: Source, root: type[Spec] = CamelPipeline) -> list[Problem]:
+    """One problem per place that does not fit the schema of `root`. Rules over several fields (errors of the root) are
+    left out.
     """
     kinds: dict[FieldPath, str] = {}
     for item in error.errors(include_url=False, include_context=False, include_input=False):
-        path = _real_path(item["loc"], source.value)
+        path = _real_path(item["loc"], source.value, root)
         if path:
             kinds.setdefault(path, item["type"])
     found = []
@@ -38,11 +40,11 @@ def schema_problems(error: ValidationError, source: Source) -> list[Problem]:
         if any(len(other) > len(path) and other[: len(path)] == path for other in kinds):
             continue
         # a missing field stands nowhere: its line is that of the mapping it is missing from
-        found.append(Problem(source.line(path), path, _sentence(path, kind, source.value)))
+        found.append(Problem(source.line(path), path, _sentence(path, kind, source.value, root)))
     return found
 
 
-def _real_path(location: tuple[str | int, ...], document: Any) -> FieldPath:
+def _real_path(location: tuple[str | int, ...], document: Any, root: type[Spec]) -> FieldPath:
     """A pydantic location without the names of union members, which stand between keys."""
     path: list[str | int] = []
     value = document
@@ -53,27 +55,27 @@ def _real_path(location: tuple[str | int, ...], document: Any) -> FieldPath:
         if inside:
             value = value[part]
             path.append(part)
-        elif i == len(location) - 1 and isinstance(value, Mapping) and _names_field(path, part):
+        elif i == len(location) - 1 and isinstance(value, Mapping) and _names_field(path, part, root):
             path.append(part)
     return tuple(path)
 
 
-def _names_field(path: list[str | int], part: str | int) -> bool:
-    place = locate(CamelPipeline, path)
+def _names_field(path: list[str | int], part: str | int, root: type[Spec]) -> bool:
+    place = locate(root, path)
     return place is not None and any(part in fields(model) for model in models(place[0]))
 
 
-def _sentence(path: FieldPath, kind: str, document: Any) -> str:
+def _sentence(path: FieldPath, kind: str, document: Any, root: type[Spec]) -> str:
     if kind == "extra_forbidden":
-        return _unknown(path, document)
+        return _unknown(path, document, root)
     value = _value(document, path)
-    place = locate(CamelPipeline, path)
+    place = locate(root, path)
     if place is None:
         return "does not fit the schema"
     annotation, metadata = place
     wanted = expected(annotation, metadata)
     if value is _MISSING:
-        return f"is required: {wanted}; {_explain(path)}"
+        return f"is required: {wanted}; {_explain(path, root)}"
     if value is None:
         return f"is empty; it should be {wanted}, so give it a value or delete the line"
     hint = ""
@@ -87,12 +89,14 @@ def _sentence(path: FieldPath, kind: str, document: Any) -> str:
     return (
         f"should be {wanted}, not {show(value)}.{hint}"
         if hint
-        else f"should be {wanted}, not {show(value)}; {_explain(path)}"
+        else f"should be {wanted}, not {show(value)}; {_explain(path, root)}"
     )
 
 
-def _explain(path: FieldPath) -> str:
+def _explain(path: FieldPath, root: type[Spec]) -> str:
     """The remedy that always works: where the field is described; the keys of a free mapping have no description."""
+    if root is not CamelPipeline:
+        return _ELSEWHERE
     place = locate(CamelPipeline, path[:-1])
     if place is not None and isinstance(path[-1], str) and not models(place[0]):
         path = path[:-1]
@@ -121,11 +125,11 @@ def show(value: Any) -> str:
     return str(value)
 
 
-def _unknown(path: FieldPath, document: Any) -> str:
+def _unknown(path: FieldPath, document: Any, root: type[Spec]) -> str:
     """Why a key is not known: the other spelling, the place it belongs to, or the nearest known key."""
     *parent, key = path
     assert isinstance(key, str)
-    place = locate(CamelPipeline, parent)
+    place = locate(root, parent)
     owners = models(place[0]) if place else []
     known = {name: info for model in owners for name, info in fields(model).items()}
     camel = _camel(key)
@@ -133,13 +137,18 @@ def _unknown(path: FieldPath, document: Any) -> str:
         return f"is not known in this spelling; fields are written in camelCase, so write `{camel}`"
     present = _value(document, tuple(parent))
     missing = [name for name in known if not isinstance(present, Mapping) or name not in present]
-    reasons = [reason for reason in (_belongs(camel, tuple(parent)), nearest(key, missing).strip()) if reason]
+    home = _belongs(camel, tuple(parent)) if root is CamelPipeline else ""
+    reasons = [reason for reason in (home, nearest(key, missing).strip()) if reason]
     if reasons:
         return (
             f"is not known here{'; ' if reasons[0][0].islower() else '. '}{'. '.join(r.rstrip('.') for r in reasons)}"
         )
+    if not missing:
+        return "is not known here; delete the line"
     if len(missing) <= 12:
         return f"is not known here; the keys left to use are {', '.join(sorted(missing))}"
+    if root is not CamelPipeline:
+        return f"is not known here; {_ELSEWHERE}"
     required = [name for name, info in known.items() if is_required(info) and name in missing]
     more = f" ({', '.join(required)} must be set)" if required else ""
     return f"is not known here{more}; `camel-ray explain {explain_path(tuple(parent))}` lists the fields"

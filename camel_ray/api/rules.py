@@ -22,11 +22,13 @@ TRAINING = ("pretrain", "sft", "reward", "dpo")
 VOLUME_SOURCES = ("claim", "secret", "configMap", "memory")
 OPERATOR_VARIABLES = ("CAMEL_RAY_", "KUBEFLOW_TRAINER_")
 """Beginnings of the variables by which the operator talks to a stage."""
-RESERVED_PATHS = ("/etc/camel-ray", "/tmp", "/dev/shm", "/var/run/secrets", "/run/secrets")
-"""Where the operator, KubeRay and Kubernetes mount their own."""
+CACHE_VARIABLE = "CAMEL_RAY_CACHE"
+"""The one of them that is the user's: where the mirror of remote storage lies."""
+RESERVED_PATHS = ("/etc/camel-ray", "/tmp", "/dev", "/proc", "/sys", "/var/run/secrets", "/run/secrets")
+"""Where the operator, KubeRay, Kubernetes and container runtimes mount their own."""
 MANAGED_BY = "app.kubernetes.io/managed-by"
-RESERVED_KEYS = ("camel-ray.dev/", "ray.io/", "kueue.x-k8s.io/")
-"""Labels and annotations by which the operator, KubeRay and Kueue find their pods."""
+RESERVED_KEYS = ("camel-ray.dev/", "ray.io/", "kueue.x-k8s.io/", "batch.kubernetes.io/")
+"""Labels and annotations by which the operator, KubeRay, Kueue and the Job controller find their pods."""
 KEY_PATTERN = r"([a-z0-9][-.a-z0-9]*/)?[A-Za-z0-9]([-._A-Za-z0-9]{0,61}[A-Za-z0-9])?"
 
 
@@ -91,13 +93,18 @@ def _group_sizes(spec: Mapped) -> Iterator[Violation]:
             yield Violation((*path, "replicas"), say.GROUP_SIZE)
 
 
+def is_operators(variable: str) -> bool:
+    """Whether only the operator may set an environment variable."""
+    return variable.startswith(OPERATOR_VARIABLES) and variable != CACHE_VARIABLE
+
+
 def _env(spec: Mapped) -> Iterator[Violation]:
     seen: dict[str, int] = {}
     for i, variable in enumerate(_cluster_list(spec, "env")):
         path, name = ("spec", "cluster", "env", i), variable.get("name")
         if (variable.get("value") is None) == (variable.get("secret") is None):
             yield Violation(path, say.ENV_SOURCE, "keys")
-        if isinstance(name, str) and name.startswith(OPERATOR_VARIABLES):
+        if isinstance(name, str) and is_operators(name):
             yield Violation((*path, "name"), say.ENV_TAKEN.format(name=name))
         if isinstance(name, str) and seen.setdefault(name, i) != i:
             yield Violation((*path, "name"), say.NAME_TAKEN.format(name=name, number=seen[name] + 1))

@@ -20,7 +20,7 @@ def json_schema() -> dict[str, Any]:
     schema["required"] = ["apiVersion", "kind", *schema["required"]]
     stage = schema["$defs"]["Stage"]
     stage["oneOf"] = [{"required": [kind]} for kind in STAGE_KINDS]
-    return {"$schema": DIALECT, "title": "CamelPipeline", **_without_titles(schema)}
+    return {"$schema": DIALECT, "title": "CamelPipeline", **without_titles(schema)}
 
 
 def schema_text() -> str:
@@ -28,8 +28,9 @@ def schema_text() -> str:
     return json.dumps(json_schema(), indent=1, ensure_ascii=False) + "\n"
 
 
-def _without_titles(node: Any) -> Any:
+def without_titles(node: Any) -> Any:
+    """A schema without the titles that pydantic makes of names: editors show them as noise."""
     if isinstance(node, dict):
         # a `title` whose value is a mapping is a property of that name, not an annotation
-        return {k: _without_titles(v) for k, v in node.items() if k != "title" or not isinstance(v, str)}
-    return [_without_titles(item) for item in node] if isinstance(node, list) else node
+        return {k: without_titles(v) for k, v in node.items() if k != "title" or not isinstance(v, str)}
+    return [without_titles(item) for item in node] if isinstance(node, list) else node

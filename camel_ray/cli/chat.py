@@ -129,7 +129,9 @@ def _trained(file: str, stage: str | None, storage: str | None) -> Path:
     for name in [stage] if stage is not None else reversed(makers):
         store = StageStore(place, name)
         if store.state().phase == "done":
-            found: list[Any] = [a.path for a in store.artifacts(contents=False) if a.kind == ArtifactKind.MODEL]
+            found: list[Any] = [
+                a.path for a in store.artifacts(contents=place.is_remote) if a.kind == ArtifactKind.MODEL
+            ]
             if found:
                 return Path(found[0])
     which = f"stage '{stage}' has not finished" if stage is not None else "no stage has made a model yet"

@@ -6,6 +6,7 @@ For reading, reviews and policy checks. Nobody has to apply it: the operator mak
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -33,12 +34,14 @@ def render(
     namespace: Annotated[
         str | None, typer.Option("--namespace", "-n", metavar="NS", help="Default: the file's, else `default`.")
     ] = None,
-    image: Annotated[
-        str | None, typer.Option("--image", metavar="IMAGE", help="The operator's image, where the file names none.")
+    config: Annotated[
+        Path | None,
+        typer.Option("--config", metavar="FILE", help="The operator's configuration. Default: its defaults."),
     ] = None,
     debug: DebugOption = False,
 ) -> None:
     """Print the manifests the operator makes of a file, as YAML. Asks no cluster and creates nothing."""
+    from camel_ray.api.operator_config import load_operator_config
     from camel_ray.operator.children import cluster_problems
     from camel_ray.operator.model import Settings
 
@@ -46,7 +49,7 @@ def render(
     known = [s.name for s in pipeline.spec.stages]
     if stage is not None and stage not in known:
         raise typer.BadParameter(f"--stage: the file has no stage '{stage}'; it has {', '.join(known)}")
-    settings = Settings() if image is None else Settings(image=image)
+    settings = Settings() if config is None else Settings(config=load_operator_config(config))
     where = namespace or pipeline.metadata.namespace or "default"
     manifests = [_as_written(pipeline, where), *_children(pipeline, where, settings, stage)]
     print(_HEADER + yaml.dump_all(manifests, Dumper=_Plain, sort_keys=False, width=120), end="")

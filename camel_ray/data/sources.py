@@ -21,9 +21,10 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from camel_ray.data import hub, python_docs
+from camel_ray.data.filesystems import open_filesystem, trouble
 from camel_ray.data.readers import READERS
 from camel_ray.data.rows import Rejected, SourceRow
-from camel_ray.errors import DataError, StorageUnavailable
+from camel_ray.errors import CamelError, DataError, StorageUnavailable
 
 Side = Literal["train", "validation"]
 
@@ -75,8 +76,7 @@ class Source:
 
     def _locate(self) -> tuple[fsspec.AbstractFileSystem, str]:
         if "://" in self.uri or "::" in self.uri:
-            filesystem, path = fsspec.core.url_to_fs(self.uri)
-            return filesystem, str(path)
+            return open_filesystem(self.uri, field="source", permanent=DataError)
         return LocalFileSystem(), str(self.base_dir / Path(self.uri).expanduser())
 
     def _files(self, side: Side) -> tuple[fsspec.AbstractFileSystem, list[str]]:
@@ -143,15 +143,17 @@ def _explained(uri: str) -> Iterator[None]:
     """Turn the errors of file systems, local or remote, into one sentence each."""
     try:
         yield
+    except CamelError:
+        raise
     except FileNotFoundError as error:
         raise DataError(f"{uri} does not exist; correct `source`") from error
-    except PermissionError as error:
-        raise DataError(
-            f"{uri} cannot be read (permission denied); check its permissions or your credentials"
-        ) from error
-    except ImportError as error:
-        raise DataError(f"{uri} needs a package that is not installed ({error}); install it") from error
     except (ValueError, zipfile.BadZipFile, tarfile.TarError) as error:
         raise DataError(f"{uri} cannot be opened ({error}); check the URI") from error
-    except (OSError, TimeoutError) as error:
-        raise StorageUnavailable(f"{uri} cannot be read now ({error}); run again when it is reachable") from error
+    except Exception as error:
+        if found := trouble(error, uri, field="source", permanent=DataError):
+            raise found from error
+        if isinstance(error, PermissionError):
+            raise DataError(f"{uri} cannot be read (permission denied); check its permissions") from error
+        if isinstance(error, OSError):
+            raise StorageUnavailable(f"{uri} cannot be read now ({error}); run again when it is reachable") from error
+        raise

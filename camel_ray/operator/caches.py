@@ -10,8 +10,7 @@ import threading
 import time
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import UTC, datetime
-from typing import Any
+from typing import Any, get_args
 
 import orjson
 from pydantic import ValidationError
@@ -40,7 +39,7 @@ class Caches:
     """All watches of one operator. They call `changed(key)`, from their threads, when a pipeline needs a look."""
 
     def __init__(self, client: Client, namespaces: Sequence[str | None], changed: Callable[[str], None]) -> None:
-        self._changed = changed
+        self._changed, self._clock = changed, client.clock
         self._lock = threading.Lock()
         self._gone: defaultdict[str, dict[str, tuple[float, Object]]] = defaultdict(dict)
         """Last words of deleted pods, by pipeline and pod."""
@@ -52,7 +51,8 @@ class Caches:
         ours: dict[str, Any] = {"labels": SELECTOR, "indexes": {"pipeline": _keys_by_label}}
         owned = {"indexes": {"owner": _owner_uids}}
         about = {"indexes": {"about": _about}, "bookmarks": False}
-        self.pipelines = reflect(CAMEL_PIPELINE, self._pipeline_changed, trim.pipeline)
+        by_phase: dict[str, Any] = {"indexes": {"phase": lambda thing: [phase_of(thing)]}}
+        self.pipelines = reflect(CAMEL_PIPELINE, self._pipeline_changed, trim.pipeline, **by_phase)
         self.jobs = reflect(JOB, self._child_changed, trim.job, **ours)
         self.pods = reflect(POD, self._pod_changed, trim.pod, **ours)
         self.ray_jobs = reflect(RAY_JOB, self._child_changed, trim.ray_job, **ours)
@@ -91,19 +91,16 @@ class Caches:
 
     def keys(self) -> list[str]:
         """Keys of all pipelines."""
-        return [key_of(pipeline) for pipeline in self.pipelines.store.all()]
+        return ["/".join(key) for key in self.pipelines.store.names()]
 
     def phases(self) -> Mapping[PipelinePhase, int]:
         """Number of pipelines per phase."""
-        counted: defaultdict[PipelinePhase, int] = defaultdict(int)
-        for pipeline in self.pipelines.store.all():
-            counted[pipeline["phase"]] += 1
-        return counted
+        counted = self.pipelines.store.counts("phase")
+        return {phase: counted.get(phase, 0) for phase in get_args(PipelinePhase)}
 
     def pipeline(self, namespace: str, name: str) -> Object | None:
         """A pipeline, if there is one."""
-        packed = self.pipelines.store.get(namespace, name)
-        return trim.whole(packed) if packed is not None else None
+        return self.pipelines.store.get(namespace, name)
 
     def put(self, thing: Object) -> None:
         """Take in what the API answered to a write of ours, before the watch brings it."""
@@ -123,7 +120,7 @@ class Caches:
             pipeline=parsed,
             problem=problem,
             attempts=self._attempts(key, pipeline["metadata"]),
-            now=datetime.now(UTC),
+            now=self._clock.now(),
             settings=settings,
             trouble=trouble,
         )
@@ -189,7 +186,7 @@ class Caches:
     def _pipeline_changed(self, old: Object | None, new: Object | None) -> None:
         seen = new or old
         if seen is not None:
-            if seen["phase"] in TERMINAL or new is None:  # nobody will ask any more
+            if phase_of(seen) in TERMINAL or new is None:  # nobody will ask any more
                 with self._lock:
                     self._gone.pop(key_of(seen), None)
             self._changed(key_of(seen))
@@ -249,6 +246,12 @@ def parse(pipeline: Object) -> CamelPipeline | str:
         return load_pipeline_text(text, metadata["name"])
     except SpecError as error:
         return "; ".join(error.problems)
+
+
+def phase_of(pipeline: Object) -> str:
+    """The phase that its status tells; a new one is Pending."""
+    phase: str = (pipeline.get("status") or {}).get("phase", "Pending")
+    return phase
 
 
 def key_of(thing: Object) -> str:

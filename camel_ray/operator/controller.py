@@ -44,6 +44,10 @@ class NotYet(Exception):
     """An operation has to wait for something that is on its way out."""
 
 
+class NameTaken(NotYet):
+    """Somebody else's object has the name of one of ours, and may stay for ever: the user has to know."""
+
+
 @dataclass
 class _Made:
     owner: str
@@ -60,7 +64,7 @@ class Controller:
         queue: WorkQueue,
         recorder: EventRecorder,
         metrics: Metrics,
-        settings: Settings,
+        settings: Callable[[], Settings],
         *,
         leads: Callable[[], bool],
         workers: int = 16,
@@ -126,7 +130,7 @@ class Controller:
         """Bring one pipeline a step further; returns when to look again, in seconds. Raises KubeError, NotYet."""
         with self._lock:
             trouble = self._troubles.get(key, "")
-        snapshot = self._caches.snapshot(key, self._settings, trouble)
+        snapshot = self._caches.snapshot(key, self._settings(), trouble)
         if snapshot is None:
             self._forget(key)
             return None
@@ -197,14 +201,14 @@ class Controller:
     def _carry_out(self, key: str, snapshot: Snapshot, operation: Create | Delete) -> None:
         metadata = snapshot.object["metadata"]
         if isinstance(operation, Delete):
-            with self._lock:
-                self._made.pop((operation.kind, metadata["namespace"], operation.name), None)
-            kind = CHILDREN[operation.kind]
-            self._client.delete(kind, operation.name, metadata["namespace"], uid=operation.uid)
-            log.info("deleted %s %s", operation.kind, operation.name)
+            self._delete(operation, metadata["namespace"], metadata["uid"])
             return
         try:
             self._create(operation, metadata["namespace"], metadata["uid"])
+        except NameTaken as taken:
+            with self._lock:
+                self._troubles[key] = str(taken)
+            raise
         except (Conflict, NotYet):
             raise
         except KubeError as error:
@@ -237,7 +241,7 @@ class Controller:
             there = self._client.get(kind, name, namespace)
             owners = [reference["uid"] for reference in there["metadata"].get("ownerReferences", ())]
             if owner not in owners:
-                raise NotYet(f"{manifest['kind']} {name} belongs to somebody else; it has to go first") from None
+                raise NameTaken(f"{manifest['kind']} {name} belongs to somebody else; it has to go first") from None
             if "deletionTimestamp" in there["metadata"]:
                 raise NotYet(f"{manifest['kind']} {name} is being deleted") from None
         else:
@@ -247,11 +251,27 @@ class Controller:
             for stale in [p for p, m in self._made.items() if time.monotonic() - m.at > MADE_SECONDS]:
                 del self._made[stale]
 
+    def _delete(self, operation: Delete, namespace: str, owner: str) -> None:
+        with self._lock:
+            self._made.pop((operation.kind, namespace, operation.name), None)
+        kind, uid = CHILDREN[operation.kind], operation.uid
+        if uid is None:
+            # Users choose the names of pipelines, and so our names: somebody else's object must not go by one.
+            try:
+                there = self._client.get(kind, operation.name, namespace)
+            except NotFound:
+                return
+            if owner not in [reference["uid"] for reference in there["metadata"].get("ownerReferences", ())]:
+                return
+            uid = there["metadata"]["uid"]
+        self._client.delete(kind, operation.name, namespace, uid=uid)
+        log.info("deleted %s %s", operation.kind, operation.name)
+
     def _wait_for_quiet(self, namespace: str, selector: str) -> None:
         """Ask the API itself whether anything that matches may still work: our caches may lag behind."""
         pods, _ = self._client.list(POD, namespace, labels=selector)
         alive = [p["metadata"]["name"] for p in pods if p.get("status", {}).get("phase") not in ("Succeeded", "Failed")]
-        if self._caches.ray_jobs.store.all() and not alive:
+        if len(self._caches.ray_jobs.store) and not alive:
             clusters, _ = self._client.list(RAY_CLUSTER, namespace, labels=selector)
             alive = [cluster["metadata"]["name"] for cluster in clusters]
         if alive:

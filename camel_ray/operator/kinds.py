@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from camel_ray.operator.kube.kinds import CONFIG_MAP, JOB, POD_DISRUPTION_BUDGET, Kind
+from camel_ray.operator.kube.kinds import CONFIG_MAP, JOB, NETWORK_POLICY, POD_DISRUPTION_BUDGET, Kind
 
 CAMEL_PIPELINE = Kind("camel-ray.dev", "v1alpha1", "CamelPipeline", "camelpipelines")
 RAY_JOB = Kind("ray.io", "v1", "RayJob", "rayjobs")
 RAY_CLUSTER = Kind("ray.io", "v1", "RayCluster", "rayclusters")
 WORKLOAD = Kind("kueue.x-k8s.io", "v1beta1", "Workload", "workloads")
 
-CHILDREN: Mapping[str, Kind] = {kind.name: kind for kind in (RAY_JOB, JOB, CONFIG_MAP, POD_DISRUPTION_BUDGET)}
+CHILDREN: Mapping[str, Kind] = {
+    kind.name: kind for kind in (RAY_JOB, JOB, CONFIG_MAP, POD_DISRUPTION_BUDGET, NETWORK_POLICY)
+}
 """What the operator creates and deletes, by kind."""

@@ -9,6 +9,7 @@ may lead already.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import logging
 import os
 import signal
@@ -21,8 +22,11 @@ from pathlib import Path
 from types import FrameType
 from urllib.parse import urlsplit
 
+from camel_ray.api.operator_config import OperatorConfig, load_operator_config
+from camel_ray.errors import SpecError
 from camel_ray.operator import logs
 from camel_ray.operator.caches import Caches
+from camel_ray.operator.certificates import hosts_of
 from camel_ray.operator.controller import Controller
 from camel_ray.operator.kinds import CAMEL_PIPELINE
 from camel_ray.operator.kube.client import Client
@@ -34,6 +38,13 @@ from camel_ray.operator.metrics import Metrics, MetricsServer
 from camel_ray.operator.model import Settings
 from camel_ray.operator.names import MANAGER
 from camel_ray.operator.progress_server import ProgressServer, reviewer
+from camel_ray.operator.progress_tls import (
+    CertificateError,
+    CertificateSecret,
+    ProgressTls,
+    authority_file,
+    certificate_files,
+)
 from camel_ray.version import __version__
 
 log = logging.getLogger("camel_ray.operator")
@@ -50,6 +61,7 @@ def arguments(given: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="camel-ray-operator", description=__doc__.splitlines()[0])
     parser.add_argument("--kubeconfig", help="kubeconfig file; default: the pod's service account")
     parser.add_argument("--namespace", help="namespace of the operator itself, for its lease; default: the pod's")
+    parser.add_argument("--config", type=Path, help="configuration file: stage defaults, policy; default: all defaults")
     parser.add_argument("--watch-namespace", action="append", default=[], help="only this namespace; repeatable")
     parser.add_argument("--identity", default="", help="name of this replica; default: host name and a random part")
     parser.add_argument("--workers", type=int, default=16, help="reconciles at once")
@@ -59,8 +71,9 @@ def arguments(given: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--progress-certificate", type=Path, help="PEM file; with --progress-key: serve TLS")
     parser.add_argument("--progress-key", type=Path, help="PEM file of the certificate's key")
     parser.add_argument("--progress-ca", type=Path, help="PEM file with the authority that pods should trust")
-    parser.add_argument("--image", default=Settings.image, help="image of stage pods where a pipeline names none")
-    parser.add_argument("--ray-version", default=Settings.ray_version, help="version of Ray in that image")
+    parser.add_argument(
+        "--progress-tls-secret", default="", help="Secret of the operator's namespace; it keeps own certificates there"
+    )
     parser.add_argument("--stop-seconds", type=float, default=Settings.stop_seconds, help="time for a last checkpoint")
     parser.add_argument("--silent-seconds", type=float, default=Settings.silent_seconds, help="wait for a submission")
     parser.add_argument("--log-format", choices=("text", "json"), default="json")
@@ -69,6 +82,10 @@ def arguments(given: Sequence[str]) -> argparse.Namespace:
     options = parser.parse_args(given)
     if bool(options.progress_certificate) != bool(options.progress_key):
         parser.error("--progress-certificate and --progress-key belong together; give both or none")
+    if options.progress_tls_secret and not options.progress_url.startswith("https://"):
+        parser.error("--progress-tls-secret: the certificate is for the host of --progress-url; give https://... there")
+    if options.progress_tls_secret and (options.progress_certificate or options.progress_ca):
+        parser.error("--progress-tls-secret makes its own certificates; leave out --progress-certificate, -key and -ca")
     if options.progress_url and not options.progress_url.startswith(("http://", "https://")):
         parser.error(f"--progress-url: '{options.progress_url}' is no address of a web service; write http(s)://...")
     return options
@@ -79,17 +96,28 @@ def main(given: Sequence[str] | None = None) -> int:
     options = arguments(sys.argv[1:] if given is None else given)
     logs.set_up(options.log_format, level=options.log_level)
     try:
+        file = load_operator_config(options.config) if options.config else OperatorConfig()
+    except SpecError as error:
+        for problem in error.problems:
+            log.error("%s", problem)
+        return 1
+    try:
         config = from_kubeconfig(options.kubeconfig) if options.kubeconfig else in_cluster()
     except (OSError, ConfigError) as error:
         log.error("no cluster to talk to: %s", error)
         return 1
-    return Operator(options, config).run()
+    try:
+        operator = Operator(options, config, file)
+    except (OSError, CertificateError) as error:  # a port that is taken, a certificate that is none
+        log.error("cannot serve: %s", error)
+        return 1
+    return operator.run()
 
 
 class Operator:
     """All parts of one replica."""
 
-    def __init__(self, options: argparse.Namespace, config: Config) -> None:
+    def __init__(self, options: argparse.Namespace, config: Config, file: OperatorConfig) -> None:
         self._identity = options.identity or f"{socket.gethostname()}-{uuid.uuid4().hex[:6]}"
         self._metrics = Metrics(workers=options.workers)
         observe = self._metrics.request_observer(urlsplit(config.server).netloc)
@@ -98,33 +126,35 @@ class Operator:
         self._caches = Caches(self._client, options.watch_namespace or [None], self._queue.add)
         self._recorder = EventRecorder(self._client, controller="camel-ray", instance=self._identity)
         self._stop = threading.Event()
-        self._election = LeaderElection(
-            self._client, name=LEASE, namespace=options.namespace or config.namespace, identity=self._identity
-        )
+        namespace = options.namespace or config.namespace
+        self._election = LeaderElection(self._client, name=LEASE, namespace=namespace, identity=self._identity)
+        self._tls = self._choose_tls(options, namespace)
+        settings = self._settings(options, file)
         self._controller = Controller(
             self._client,
             self._caches,
             self._queue,
             self._recorder,
             self._metrics,
-            self._settings(options),
+            lambda: dataclasses.replace(settings, progress_ca=self._tls.bundle()),
             leads=lambda: self._election.is_leader,
             workers=options.workers,
         )
         self._metrics.queue.read_with(depth=self._queue.__len__, longest=self._queue.longest_work_seconds)
         self._metrics.count_pipelines_with(self._caches.phases)
         self._metrics.read_ages_with(self._ages)
+        if self._tls.serving is not None:
+            self._metrics.read_certificate_expiry_with(self._tls.seconds_left)
         self._metrics_server = MetricsServer(
             self._metrics, port=options.metrics_port, healthy=self._unhealthy, ready=self._unready
         )
-        tls = (options.progress_certificate, options.progress_key) if options.progress_certificate else None
         self._progress = ProgressServer(
             options.progress_port,
             review=reviewer(self._client),
             find=self._caches.pipeline,
             pods=self._caches.pods.store.get,
             write=self._write_progress,
-            tls=tls,
+            tls=self._tls.serving,
             count=self._metrics.progress_report,
         )
 
@@ -132,6 +162,7 @@ class Operator:
         """Watch, lead, reconcile; returns the exit code: 0 after a signal, 1 after the lease was lost."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._asked_to_end)
+        self._tls.start()
         self._caches.start()
         ports = f"metrics on port {self._metrics_server.port}, progress on port {self._progress.port}"
         log.info("camel-ray %s, %s, as %s", __version__, ports, self._identity)
@@ -150,6 +181,7 @@ class Operator:
         self._election.stop()
         election.join(timeout=15.0)  # gives the lease back, so that the next one leads at once
         self._progress.close()
+        self._tls.close()
         self._caches.stop()
         self._recorder.close()
         self._metrics_server.close()
@@ -158,7 +190,8 @@ class Operator:
         return 0
 
     def _elect(self, led: threading.Event) -> None:
-        while not self._caches.synced:  # who leads without having seen everything decides on nothing
+        # Who leads without having seen everything decides on nothing, and starts no pods that cannot trust anybody.
+        while not self._caches.synced or self._tls.missing():
             if self._stop.wait(0.05):
                 return
 
@@ -177,12 +210,21 @@ class Operator:
     def _asked_to_end(self, number: int, frame: FrameType | None) -> None:
         self._stop.set()
 
-    def _settings(self, options: argparse.Namespace) -> Settings:
+    def _choose_tls(self, options: argparse.Namespace, namespace: str) -> ProgressTls:
+        if options.progress_tls_secret:
+            hosts = hosts_of(options.progress_url)
+            secret = CertificateSecret(self._client, name=options.progress_tls_secret, namespace=namespace, hosts=hosts)
+            return ProgressTls(secret.serving, secret.bundle, secret)
+        brought = bool(options.progress_certificate)
+        return ProgressTls(
+            certificate_files(options.progress_certificate, options.progress_key) if brought else None,
+            authority_file(options.progress_ca) if options.progress_ca else str,
+        )
+
+    def _settings(self, options: argparse.Namespace, file: OperatorConfig) -> Settings:
         return Settings(
-            image=options.image,
-            ray_version=options.ray_version,
+            config=file,
             progress_url=options.progress_url,
-            progress_ca=options.progress_ca.read_text() if options.progress_ca else "",
             stop_seconds=options.stop_seconds,
             silent_seconds=options.silent_seconds,
         )
@@ -203,7 +245,7 @@ class Operator:
 
     def _unready(self) -> str:
         waiting = [name for name, reflector in self._caches.reflectors.items() if not reflector.synced]
-        return f"not yet seen: {', '.join(waiting)}" if waiting else ""
+        return f"not yet seen: {', '.join(waiting)}" if waiting else self._tls.missing()
 
 
 if __name__ == "__main__":

@@ -7,13 +7,11 @@ controller, by the work queue and the API client through their hooks, and by the
 
 from __future__ import annotations
 
-import socket
-import socketserver
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any, Literal, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, disable_created_metrics
@@ -22,6 +20,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.process_collector import ProcessCollector
 
 from camel_ray.api.status import Outcome, PipelinePhase
+from camel_ray.operator.listen import Listener
 from camel_ray.version import __version__
 
 CONTROLLER = "camelpipeline"
@@ -174,6 +173,13 @@ class Metrics:
         """The progress server answered a request with this HTTP status."""
         self._reports.labels(str(code)).inc()
 
+    def read_certificate_expiry_with(self, left: Callable[[], float]) -> None:
+        """Asks how many seconds are left of the progress server's certificate whenever the metrics are read. Call it
+        once, and not at all where that server has none.
+        """
+        text = "Seconds until the progress server's certificate ends; NaN while there is none yet."
+        Gauge("camel_ray_progress_certificate_expiry_seconds", text, registry=self.registry).set_function(left)
+
     def count_pipelines_with(self, count: Callable[[], Mapping[PipelinePhase, int]]) -> None:
         """Asks `count` for the number of pipelines per phase whenever the metrics are read. Call it once."""
 
@@ -286,7 +292,7 @@ class MetricsServer:
         self._server = _Server(host, port)
         self._server.registry = metrics.registry
         self._server.checks = {"/healthz": healthy, "/readyz": ready}
-        self.port: int = self._server.server_address[1]
+        self.port = self._server.port
         """The port it listens on, also where 0 was asked for."""
         # shutdown() waits for the end of a poll interval
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.1,), name="metrics", daemon=True)
@@ -299,7 +305,7 @@ class MetricsServer:
         self._server.server_close()
 
 
-class _Server(socketserver.ThreadingMixIn, HTTPServer):
+class _Server(Listener):
     daemon_threads = False  # server_close joins them
     request_queue_size = 64  # of connections not accepted yet; with the default of 5 a burst of them waits for seconds
     registry: CollectorRegistry
@@ -308,17 +314,8 @@ class _Server(socketserver.ThreadingMixIn, HTTPServer):
     """More at a time are turned away: whoever can reach the port cannot use up the operator's threads."""
 
     def __init__(self, host: str, port: int) -> None:
-        # clusters with only IPv6 addresses exist; one socket serves both
-        dual = not host and socket.has_dualstack_ipv6()
-        self.address_family = socket.AF_INET6 if dual or ":" in host else socket.AF_INET
-        self._dual = dual
         self._free = threading.BoundedSemaphore(self.connections)
-        super().__init__((host or ("::" if dual else "0.0.0.0"), port), _Handler)
-
-    def server_bind(self) -> None:
-        if self._dual:
-            self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-        socketserver.TCPServer.server_bind(self)  # HTTPServer's asks the DNS for our name, which may take long
+        super().__init__(host, port, _Handler)
 
     def process_request(self, request: Any, client_address: Any) -> None:
         if not self._free.acquire(blocking=False):
@@ -331,9 +328,6 @@ class _Server(socketserver.ThreadingMixIn, HTTPServer):
             super().process_request_thread(request, client_address)
         finally:
             self._free.release()
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that went away is no news."""
 
 
 class _Handler(BaseHTTPRequestHandler):

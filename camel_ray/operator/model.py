@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal
 
+from camel_ray.api.operator_config import OperatorConfig
 from camel_ray.api.pipeline import CamelPipeline, Stage
 from camel_ray.api.status import PipelineStatus
 
@@ -24,12 +25,10 @@ Executor = Literal["RayJob", "Job"]
 
 @dataclass(frozen=True)
 class Settings:
-    """What the operator's own configuration decides."""
+    """What the operator's own configuration file and options decide."""
 
-    image: str = "camel-ray/trainer:latest"
-    """Image of stage pods where the spec names none."""
-    ray_version: str = "2.60.0"
-    """Ray version of that image."""
+    config: OperatorConfig = OperatorConfig()
+    """The file: defaults of stage pods, what pipelines may ask for, who reaches their pods."""
     progress_url: str = ""
     """Base URL of the progress server as pods reach it; empty: pods report nothing."""
     progress_ca: str = ""
@@ -130,7 +129,9 @@ class Create:
 
 @dataclass(frozen=True)
 class Delete:
-    """Delete an object and what it owns; that it is gone is success. `uid` guards against a namesake."""
+    """Delete an object and what it owns; that it is gone is success. `uid` guards against a namesake; without one, the
+    object goes only if the pipeline owns it.
+    """
 
     kind: str
     name: str

@@ -11,13 +11,15 @@ import hashlib
 import json
 from collections.abc import Mapping
 from fractions import Fraction
-from typing import Any
+from typing import Any, TypeVar
 
 from camel_ray.api.cluster import GroupSpec, PodSpec, Volume
 from camel_ray.operator import names
 from camel_ray.operator.kinds import CAMEL_PIPELINE
 from camel_ray.operator.model import Attempt
 from camel_ray.operator.quantity import amount, canonical, mebibytes
+
+T = TypeVar("T")
 
 ENTRYPOINT = ("python", "-m", "camel_ray.runtime.attempt")
 """Constant: KubeRay pastes it into a shell, so everything that varies is in the environment or in a file."""
@@ -94,7 +96,7 @@ def attempt_labels(attempt: Attempt) -> dict[str, str]:
 
 def image(attempt: Attempt) -> str:
     """Image of all its pods."""
-    return attempt.pipeline.spec.cluster.image or attempt.settings.image
+    return attempt.pipeline.spec.cluster.image or attempt.settings.config.stages.image
 
 
 def spec_data(attempt: Attempt) -> dict[str, str]:
@@ -125,34 +127,36 @@ def template(
     volumes: list[dict[str, Any]],
     grace_seconds: int,
     labels: Mapping[str, str] | None = None,
-    service_account_token: bool = False,
 ) -> dict[str, Any]:
-    """A pod template with one container. `machine` says which nodes will do.
+    """A pod template with one container. `machine` says which nodes will do, beside what the operator's configuration
+    says of all pods.
 
     Pods never restart in place: a container that ended stays as it ended, so that its exit code and reason can be read.
     """
-    cluster = attempt.pipeline.spec.cluster
-    meta: dict[str, Any] = {"labels": {**cluster.labels, **attempt_labels(attempt), **(labels or {})}}
-    if cluster.annotations:
-        meta["annotations"] = dict(cluster.annotations)
+    cluster, defaults = attempt.pipeline.spec.cluster, attempt.settings.config.stages
+    own_labels = {**attempt_labels(attempt), **(labels or {})}
+    meta: dict[str, Any] = {"labels": {**defaults.labels, **cluster.labels, **own_labels}}
+    if annotations := {**defaults.annotations, **cluster.annotations}:
+        meta["annotations"] = annotations
     spec: dict[str, Any] = {
         "restartPolicy": "Never",
-        "automountServiceAccountToken": service_account_token,
+        # what runs in the pods is the user's, and asks the API server for nothing
+        "automountServiceAccountToken": False,
         "terminationGracePeriodSeconds": grace_seconds,
         "securityContext": dict(_POD_SECURITY),
         "containers": [dict(container)],
         "volumes": volumes,
     }
-    if cluster.service_account_name:
-        spec["serviceAccountName"] = cluster.service_account_name
-    if cluster.image_pull_secrets:
-        spec["imagePullSecrets"] = [{"name": secret} for secret in cluster.image_pull_secrets]
-    if cluster.priority_class_name:
-        spec["priorityClassName"] = cluster.priority_class_name
-    if machine.node_selector:
-        spec["nodeSelector"] = dict(machine.node_selector)
-    if machine.tolerations:
-        spec["tolerations"] = [dict(toleration) for toleration in machine.tolerations]
+    if account := cluster.service_account_name or defaults.service_account_name:
+        spec["serviceAccountName"] = account
+    if secrets := _united(defaults.image_pull_secrets, cluster.image_pull_secrets):
+        spec["imagePullSecrets"] = [{"name": secret} for secret in secrets]
+    if priority := cluster.priority_class_name or defaults.priority_class_name:
+        spec["priorityClassName"] = priority
+    if selector := {**defaults.node_selector, **machine.node_selector}:
+        spec["nodeSelector"] = selector
+    if tolerations := _united(defaults.tolerations, machine.tolerations):
+        spec["tolerations"] = [toleration.wire() for toleration in tolerations]
     return {"metadata": meta, "spec": spec}
 
 
@@ -160,7 +164,7 @@ def container(
     attempt: Attempt, name: str, *, own_env: Mapping[str, str], machine: PodSpec, drives: bool
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """A container that runs user code, and the volumes it needs. `drives`: it runs the entry point."""
-    cluster = attempt.pipeline.spec.cluster
+    cluster, defaults = attempt.pipeline.spec.cluster, attempt.settings.config.stages
     resources = resources_of(machine)
     mounts: list[dict[str, Any]] = [dict(TMP_MOUNT)]
     volumes: list[dict[str, Any]] = [dict(TMP_VOLUME)]
@@ -179,13 +183,14 @@ def container(
     built: dict[str, Any] = {
         "name": name,
         "image": image(attempt),
+        "imagePullPolicy": defaults.image_pull_policy,
         "env": _environment(attempt, {**own_env, **(_contract(attempt) if drives else {})}),
         "resources": resources,
         "securityContext": dict(CONTAINER_SECURITY),
         "volumeMounts": mounts,
     }
-    if cluster.env_from_secrets:
-        built["envFrom"] = [{"secretRef": {"name": secret}} for secret in cluster.env_from_secrets]
+    if secrets := _united(defaults.env_from_secrets, cluster.env_from_secrets):
+        built["envFrom"] = [{"secretRef": {"name": secret}} for secret in secrets]
     return built, volumes
 
 
@@ -216,9 +221,9 @@ def plain_env(values: Mapping[str, str]) -> list[dict[str, str]]:
 
 
 def _environment(attempt: Attempt, own: Mapping[str, str]) -> list[dict[str, Any]]:
-    """The user's variables and ours. Ours win, except for HOME; each name is there once."""
+    """The configuration's variables, the user's and ours. The later win, except for HOME; each name is there once."""
     variables: dict[str, dict[str, Any]] = {v["name"]: v for v in plain_env(HOME)}
-    for variable in attempt.pipeline.spec.cluster.env:
+    for variable in (*attempt.settings.config.stages.env, *attempt.pipeline.spec.cluster.env):
         if variable.secret is not None:
             key = {"name": variable.secret.name, "key": variable.secret.key}
             variables[variable.name] = {"name": variable.name, "valueFrom": {"secretKeyRef": key}}
@@ -277,6 +282,11 @@ def _source(volume: Volume) -> dict[str, Any]:
     if volume.config_map:
         return {"configMap": {"name": volume.config_map}}
     return {"emptyDir": {"medium": "Memory", "sizeLimit": canonical(volume.memory or "0")}}
+
+
+def _united(defaults: list[T], own: list[T]) -> list[T]:
+    """Both lists, what is in both once. The pipeline's come last: of Secrets with the same key, the last counts."""
+    return [*(item for item in defaults if item not in own), *own]
 
 
 def _shared_memory(resources: Mapping[str, Mapping[str, str]]) -> str:

@@ -12,20 +12,26 @@ from collections.abc import Iterator, Mapping
 
 from camel_ray.api.cluster import LABEL_VALUE, PodSpec, ResourcesSpec
 from camel_ray.api.pipeline import CamelPipeline, Stage
+from camel_ray.api.rules import CACHE_VARIABLE
 from camel_ray.errors import SpecError
 from camel_ray.operator.groups import UsedGroup, least_workers, used_groups
 from camel_ray.operator.model import Settings
+from camel_ray.operator.policy import policy_problems
 from camel_ray.operator.quantity import amount
 from camel_ray.ppo.placement import place
 
 MAX_SPEC_BYTES = 1_000_000
 """What a ConfigMap holds, less some room for the rest of it."""
-_TOLERATION = {"key", "operator", "value", "effect", "tolerationSeconds"}
 
 
-def cluster_problems(pipeline: CamelPipeline, settings: Settings) -> list[str]:
-    """One sentence, with the field and the remedy, for each thing that cannot work on a cluster; empty if all can."""
-    found = [*_storage(pipeline), *_image(pipeline, settings), *_size(pipeline), *_machines(pipeline)]
+def cluster_problems(pipeline: CamelPipeline, settings: Settings | None) -> list[str]:
+    """One sentence, with the field and the remedy, for each thing that cannot work on a cluster; empty if all can.
+
+    `settings`: those of the operator, whose policy counts; None for somebody who does not know them.
+    """
+    found = [*_storage(pipeline), *_mirror(pipeline, settings), *_size(pipeline), *_machines(pipeline)]
+    if settings is not None:
+        found += policy_problems(pipeline.spec.cluster, settings.config)
     for stage in pipeline.spec.stages:
         found += _placement(pipeline, stage)
     return list(dict.fromkeys(found))
@@ -51,9 +57,24 @@ def _storage(pipeline: CamelPipeline) -> Iterator[str]:
         )
 
 
-def _image(pipeline: CamelPipeline, settings: Settings) -> Iterator[str]:
-    if not (pipeline.spec.cluster.image or settings.image):
-        yield "spec.cluster.image: there is no image for the pods; set it, or give the operator a default"
+def _mirror(pipeline: CamelPipeline, settings: Settings | None) -> Iterator[str]:
+    """Object storage is worked on through a mirror on disk, which the head and the workers of a stage have to share."""
+    spec = pipeline.spec
+    if "://" not in spec.storage or spec.storage.startswith("file://") or spec.cluster.executor != "RayJob":
+        return
+    given = [*(settings.config.stages.env if settings is not None else ()), *spec.cluster.env]
+    caches = [variable.value or "" for variable in given if variable.name == CACHE_VARIABLE]
+    shared = [volume.mount_path for volume in spec.cluster.volumes if volume.claim and not volume.read_only]
+    if caches and any(_inside(caches[-1], directory) for directory in shared):
+        return
+    for stage in spec.stages:
+        if used_groups(pipeline, stage):
+            yield (
+                f"spec.storage: stage '{stage.name}' runs on several pods, which have to share the mirror "
+                f"of {spec.storage}: mount a ReadWriteMany claim (spec.cluster.volumes) and set {CACHE_VARIABLE} to a "
+                "path on it (spec.cluster.env); or set cluster.executor to Job"
+            )
+            return
 
 
 def _size(pipeline: CamelPipeline) -> Iterator[str]:
@@ -98,11 +119,13 @@ def _machine(where: str, machine: PodSpec) -> Iterator[str]:
                 "'_' and '.', with a letter or digit at both ends"
             )
     for number, toleration in enumerate(machine.tolerations):
-        if unknown := sorted(set(toleration) - _TOLERATION):
-            yield (
-                f"{where}.tolerations[{number}]: a toleration has no field {', '.join(unknown)}; it has "
-                f"{', '.join(sorted(_TOLERATION))}"
-            )
+        at = f"{where}.tolerations[{number}]"
+        if toleration.operator == "Exists" and toleration.value is not None:
+            yield f"{at}: operator Exists takes any value; delete `value`, or write operator: Equal"
+        if toleration.key is None and toleration.operator != "Exists":
+            yield f"{at}: without a `key` the operator must be Exists; name the taint's key"
+        if toleration.toleration_seconds is not None and toleration.effect != "NoExecute":
+            yield f"{at}: tolerationSeconds is for effect: NoExecute; write that, or delete it"
 
 
 def _over_limit(where: str, resources: ResourcesSpec) -> Iterator[str]:

@@ -15,37 +15,46 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import http.client
 import json
 import logging
 import re
 import socket
-import ssl
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
-from typing import Any
+from http.server import BaseHTTPRequestHandler
+from typing import Any, BinaryIO, cast
 
 from camel_ray.operator import names
 from camel_ray.operator.clock import stamp
 from camel_ray.operator.kube.client import Client
 from camel_ray.operator.kube.errors import KubeError
 from camel_ray.operator.kube.kinds import TOKEN_REVIEW
+from camel_ray.operator.listen import Listener
 from camel_ray.operator.model import Object
 from camel_ray.operator.progress_report import parse_report
+from camel_ray.operator.progress_tls import Serving
 from camel_ray.operator.progress_writer import Key, ProgressWriter, Write
 
 AUDIENCE = names.API_GROUP
 """Of the tokens that pods report with."""
 MAX_BODY = 64 << 10
+_MAX_HEAD = 32 << 10
+"""Of the request line and all headers; the longest token takes half of it."""
 _CONNECTIONS = 64
+_CONNECTIONS_OF_ONE = 16
+"""Of one address: no pod shall keep the others out. Reports take milliseconds, so this is enough for many pods whose
+addresses are hidden behind one."""
 _IDLE_SECONDS = 10.0
 """Longest silence of a client."""
 _WHOLE_SECONDS = 20.0
 """Longest time for one request: a client that sends a byte now and then is not silent."""
+_POLL_SECONDS = 0.2
+"""Between two looks for connections that take too long."""
 _REPORT_SECONDS = 1.0
 """Least time between two reports of an attempt."""
 _TRUST_SECONDS = 60.0
@@ -95,8 +104,8 @@ class ProgressServer:
     """Serves from the moment it is made until `close`. `port` 0 takes a free one; `port` then says which.
 
     `review` says whose a token is, `find` and `pods` look into the caches of pipelines and pods, `write` sends a JSON
-    patch for the status of a pipeline, `count` hears the status of every answer. `tls`: PEM files of certificate and
-    key, read again when they change.
+    patch for the status of a pipeline, `count` hears the status of every answer. `tls` is asked at each connection what
+    to serve it with; where there is nothing yet, it is closed.
     """
 
     def __init__(
@@ -107,7 +116,7 @@ class ProgressServer:
         find: Callable[[str, str], Object | None],
         pods: Callable[[str, str], Object | None],
         write: Callable[[str, str, list[dict[str, Any]]], Any],
-        tls: tuple[Path, Path] | None = None,
+        tls: Callable[[], Serving | None] | None = None,
         count: Callable[[int], None] = lambda status: None,
         host: str = "",
     ) -> None:
@@ -117,10 +126,10 @@ class ProgressServer:
         self._trusted: dict[bytes, tuple[float, Identity | None]] = {}
         self._reported: dict[Key, float] = {}
         self._reviews, self._reviews_at = _REVIEWS_PER_SECOND, time.monotonic()
-        self._http = _Server((host, port), self._answer, tls)
-        self.port = int(self._http.server_address[1])
+        self._http = _Server(host, port, self._answer, tls)
+        self.port = self._http.port
         self._thread = threading.Thread(
-            target=self._http.serve_forever, args=(0.2,), name="progress-server", daemon=True
+            target=self._http.serve_forever, args=(_POLL_SECONDS,), name="progress-server", daemon=True
         )
         self._thread.start()
 
@@ -240,9 +249,13 @@ class _Handler(BaseHTTPRequestHandler):
     """One request per connection."""
 
     server: _Server
-    timeout = _IDLE_SECONDS
     server_version = "camel-ray"
     sys_version = ""
+
+    def setup(self) -> None:
+        """Read through `_Bounded`: http.server itself takes a hundred headers of 64 KiB each."""
+        super().setup()
+        self.rfile = cast("Any", _Bounded(cast("BinaryIO", self.rfile)))
 
     def do_POST(self) -> None:
         length = self.headers.get("Content-Length", "")
@@ -276,8 +289,28 @@ class _Handler(BaseHTTPRequestHandler):
         """Nothing: requests are counted, and their content is not for logs."""
 
 
-class _Server(ThreadingHTTPServer):
-    """At most 64 connections at a time, each for a limited time."""
+class _Bounded:
+    """The two ways to read a request, until its head is longer than it may be."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self._left = file, _MAX_HEAD
+        self.close = file.close
+
+    def readline(self, limit: int) -> bytes:
+        """A line of the head. Raises LineTooLong, which becomes the answer 431."""
+        if self._left <= 0:
+            raise http.client.LineTooLong("head")
+        line = self._file.readline(min(limit, self._left))
+        self._left -= len(line)
+        return line
+
+    def read(self, size: int) -> bytes:
+        """The body, whose length is known and bounded."""
+        return self._file.read(size)
+
+
+class _Server(Listener):
+    """At most 64 connections at a time, of which 16 of one client, each for a limited time."""
 
     daemon_threads = True
     block_on_close = False
@@ -285,36 +318,38 @@ class _Server(ThreadingHTTPServer):
 
     def __init__(
         self,
-        address: tuple[str, int],
+        host: str,
+        port: int,
         answer: Callable[[str, str, bytes], tuple[int, Mapping[str, Any]]],
-        tls: tuple[Path, Path] | None,
+        tls: Callable[[], Serving | None] | None,
     ) -> None:
         self.answer = answer
         self._tls = tls
-        self._context: ssl.SSLContext | None = None
-        self._loaded: tuple[float, ...] = ()
         self._lock = threading.Lock()
-        self._open: dict[socket.socket, float] = {}
-        super().__init__(address, _Handler)
-        if tls is not None:
-            self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            self._context.minimum_version = ssl.TLSVersion.TLSv1_2
-            self._load()
+        self._open: dict[socket.socket, tuple[str, float]] = {}
+        """The client's address, and until when it may stay."""
+        super().__init__(host, port, _Handler)
 
     def get_request(self) -> tuple[socket.socket, Any]:
         """A new connection; TLS is agreed on in its own thread, at the first read."""
         connection, address = super().get_request()
         connection.settimeout(_IDLE_SECONDS)
-        if self._context is not None:
-            connection = self._context.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
+        if self._tls is not None:
+            serving = self._tls()
+            if serving is None:
+                connection.close()
+                raise OSError("there is no certificate yet")
+            connection = serving.context.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
         return connection, address
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
         """Turn away who comes when all places are taken: the attempt tries again."""
+        client = str(client_address[0])
         with self._lock:
-            if len(self._open) >= _CONNECTIONS:
+            taken = Counter(other for other, _ in self._open.values())
+            if taken.total() >= _CONNECTIONS or taken[client] >= _CONNECTIONS_OF_ONE:
                 return False
-            self._open[request] = time.monotonic() + _WHOLE_SECONDS
+            self._open[request] = (client, time.monotonic() + _WHOLE_SECONDS)
             return True
 
     def shutdown_request(self, request: Any) -> None:
@@ -324,26 +359,10 @@ class _Server(ThreadingHTTPServer):
         super().shutdown_request(request)
 
     def service_actions(self) -> None:
-        """Between two connections: cut those that take too long, and look for a new certificate."""
+        """Between two connections: cut those that take too long."""
         now = time.monotonic()
         with self._lock:
-            late = [connection for connection, until in self._open.items() if now > until]
+            late = [connection for connection, (_, until) in self._open.items() if now > until]
         for connection in late:
             with contextlib.suppress(OSError):
                 socket.socket.shutdown(connection, socket.SHUT_RDWR)
-        try:
-            self._load()
-        except (OSError, ssl.SSLError) as error:
-            log.warning("the progress server's certificate cannot be read again: %s", error)
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """A connection that ended badly is its client's business."""
-        log.debug("a connection of the progress server failed", exc_info=True)
-
-    def _load(self) -> None:
-        if self._tls is None or self._context is None:
-            return
-        times = tuple(path.stat().st_mtime for path in self._tls)
-        if times != self._loaded:
-            self._loaded = times
-            self._context.load_cert_chain(*map(str, self._tls))

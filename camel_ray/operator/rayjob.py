@@ -6,6 +6,7 @@ KubeRay, Kueue and the autoscaler write into its spec. Retries are ours, not Kub
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from camel_ray.operator import names
@@ -42,6 +43,9 @@ _HEAD_DRAIN_SECONDS = 10
 """Nothing on the head can be moved elsewhere, so it does not wait out its grace period."""
 _SUBMITTER_GRACE_SECONDS = 5
 """The submitter ignores SIGTERM and would use all of the usual 30 s."""
+_AUTOSCALER_TMP: Mapping[str, Any] = {"name": "autoscaler-tmp", "emptyDir": {}}
+_API_ACCESS = "api-access"
+_API_DIRECTORY = "/var/run/secrets/kubernetes.io/serviceaccount"
 _DRAIN = "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"
 _STOP = "RAY_JOB_STOP_WAIT_TIME_S"
 """How long a stopped entry point has from SIGTERM to SIGKILL; Ray's own 3 s are too short for a checkpoint."""
@@ -67,9 +71,9 @@ def rayjob_for(attempt: Attempt) -> dict[str, Any]:
         "preRunningDeadlineSeconds": min(cluster.start_timeout_seconds, LONGEST_SECONDS),
         "activeDeadlineSeconds": min(attempt.stage.timeout_seconds, LONGEST_SECONDS),
         "rayClusterSpec": {
-            "rayVersion": cluster.ray_version or attempt.settings.ray_version,
+            "rayVersion": cluster.ray_version or attempt.settings.config.stages.ray_version,
             "authOptions": {"mode": "token"},
-            **(_autoscaling(cluster.autoscaling.idle_timeout_seconds) if autoscaled else {}),
+            **(_autoscaling(attempt) if autoscaled else {}),
             "headGroupSpec": _head(attempt, works=not groups, autoscaled=autoscaled),
             **({"workerGroupSpecs": [_group(attempt, group) for group in groups]} if groups else {}),
         },
@@ -87,16 +91,11 @@ def _head(attempt: Attempt, *, works: bool, autoscaled: bool) -> dict[str, Any]:
     """The head. It runs the driver and, only where there are no worker groups, also the work (`works`)."""
     machine = attempt.pipeline.spec.cluster.head
     head, volumes = container(attempt, HEAD_CONTAINER, own_env=_HEAD_ENV, machine=machine, drives=True)
+    if autoscaled:
+        volumes += [dict(_AUTOSCALER_TMP), _api_access()]
     return {
         "rayStartParams": {} if works else {"num-cpus": "0"},
-        "template": template(
-            attempt,
-            head,
-            machine=machine,
-            volumes=volumes,
-            grace_seconds=_HEAD_GRACE_SECONDS,
-            service_account_token=autoscaled,  # the autoscaler beside it asks the API server for pods
-        ),
+        "template": template(attempt, head, machine=machine, volumes=volumes, grace_seconds=_HEAD_GRACE_SECONDS),
     }
 
 
@@ -139,6 +138,7 @@ def _submitter(attempt: Attempt) -> dict[str, Any]:
     submitter = {
         "name": SUBMITTER_CONTAINER,
         "image": image(attempt),
+        "imagePullPolicy": attempt.settings.config.stages.image_pull_policy,
         "env": plain_env(HOME),
         "resources": {"requests": {"cpu": "50m", "memory": "128Mi"}, "limits": {"memory": "1Gi"}},
         "securityContext": dict(CONTAINER_SECURITY),
@@ -150,16 +150,35 @@ def _submitter(attempt: Attempt) -> dict[str, Any]:
     )
 
 
-def _autoscaling(idle_seconds: int) -> dict[str, Any]:
-    """Ray's autoscaler. KubeRay copies nothing of the head's container to it, so it brings its own security."""
+def _autoscaling(attempt: Attempt) -> dict[str, Any]:
+    """Ray's autoscaler. KubeRay copies nothing of the head's container to it, so it brings its own security.
+
+    Its service account may change the RayCluster, and so start any pod. The user's code runs in the container beside it
+    and gets neither the token nor a directory in which the autoscaler looks for code (its HOME is /tmp).
+    """
     return {
         "enableInTreeAutoscaling": True,
         "autoscalerOptions": {
             "version": "v2",  # KubeRay takes it for v1 where it is not written
-            "idleTimeoutSeconds": min(idle_seconds, LONGEST_SECONDS),
+            "idleTimeoutSeconds": min(attempt.pipeline.spec.cluster.autoscaling.idle_timeout_seconds, LONGEST_SECONDS),
+            "imagePullPolicy": attempt.settings.config.stages.image_pull_policy,
             "env": plain_env(HOME),
             "resources": {"requests": {"cpu": "100m", "memory": "512Mi"}, "limits": {"memory": "1Gi"}},
             "securityContext": dict(CONTAINER_SECURITY),
-            "volumeMounts": [dict(TMP_MOUNT)],
+            "volumeMounts": [
+                {"name": _AUTOSCALER_TMP["name"], "mountPath": "/tmp"},
+                {"name": _API_ACCESS, "mountPath": _API_DIRECTORY, "readOnly": True},
+            ],
         },
     }
+
+
+def _api_access() -> dict[str, Any]:
+    """What Kubernetes mounts into every container of a pod that asks for a token, as a volume that one can mount."""
+    namespace = {"path": "namespace", "fieldRef": {"apiVersion": "v1", "fieldPath": "metadata.namespace"}}
+    sources = [
+        {"serviceAccountToken": {"expirationSeconds": 3607, "path": "token"}},
+        {"configMap": {"name": "kube-root-ca.crt", "items": [{"key": "ca.crt", "path": "ca.crt"}]}},
+        {"downwardAPI": {"items": [namespace]}},
+    ]
+    return {"name": _API_ACCESS, "projected": {"sources": sources}}

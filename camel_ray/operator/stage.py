@@ -331,9 +331,8 @@ def reset(status: StageStatus, *, fresh: bool = False) -> StageStatus:
 
 
 def _remove_budget(work: Work, stage: Stage, current: AttemptStatus) -> None:
-    """Its pods are on their way out; a budget that stayed would be one more with each attempt."""
-    budget = budget_for(_attempt(work, stage, current, fresh=False))
-    if budget is not None:
+    """Its pods are on their way out; budgets that stayed would be more with each attempt."""
+    if budget := budget_for(_attempt(work, stage, current, fresh=False)):
         work.operations.append(Delete(budget["kind"], budget["metadata"]["name"]))
 
 

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import sys
-import zlib
 from collections.abc import Iterable, Mapping
 from typing import Any
-
-import orjson
 
 from camel_ray.api.status import RESULT_MARK
 from camel_ray.operator.names import API_GROUP, ATTEMPT, MANAGED_BY, PIPELINE, STAGE
@@ -18,21 +14,11 @@ _TEXT = 1000
 
 
 def pipeline(thing: dict[str, Any]) -> dict[str, Any]:
-    """All but what clients keep in annotations for themselves; spec and status packed: most pipelines are at rest."""
-    if "packed" in thing:
-        return thing
+    """All but what clients keep in annotations for themselves."""
     metadata = _some(thing["metadata"], (*_METADATA, "generation", "creationTimestamp", "annotations"))
     if "annotations" in metadata:
         metadata["annotations"] = {k: v for k, v in metadata["annotations"].items() if k.startswith(API_GROUP)}
-    phase = sys.intern((thing.get("status") or {}).get("phase", "Pending"))
-    packed = zlib.compress(orjson.dumps(_some(thing, ("spec", "status"))), 1)
-    return {**_some(thing, ("apiVersion", "kind")), "metadata": metadata, "phase": phase, "packed": packed}
-
-
-def whole(packed: Mapping[str, Any]) -> dict[str, Any]:
-    """A pipeline of the cache with its spec and status."""
-    content: dict[str, Any] = orjson.loads(zlib.decompress(packed["packed"]))
-    return {**_some(packed, ("apiVersion", "kind", "metadata")), **content}
+    return {**_some(thing, ("apiVersion", "kind", "spec", "status")), "metadata": metadata}
 
 
 def ray_job(thing: dict[str, Any]) -> dict[str, Any]:

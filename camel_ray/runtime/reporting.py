@@ -30,7 +30,7 @@ _POST_SECONDS = 5.0
 _ASK_SECONDS = 15.0
 """Between two reports of a stage that does not: the answer may ask it to stop."""
 _LONGEST_PAUSE_SECONDS = 60.0
-"""Between two tries to reach a server that does not answer."""
+"""Between two tries to reach a server that does not answer, or asks to be left alone for longer."""
 _LOG_SECONDS = 30.0
 """Between two lines about progress in the attempt's log."""
 _TIMEOUT_SECONDS = 5.0
@@ -246,7 +246,7 @@ class Reporter:
                 # The operator has given this attempt up: another one may write to the same storage soon.
                 self._ask_to_stop(isinstance(error, Refused) and error.status == 409)
                 failures += 1
-                pause = min(_POST_SECONDS * 2**failures, _LONGEST_PAUSE_SECONDS)
+                pause = _pause(error, failures)
             next_post = now + pause
 
     def _read(self) -> None:
@@ -270,6 +270,12 @@ class Reporter:
         if not self._warned:
             self._warned = True
             self._log(f"warning: progress cannot be reported ({error}); the stage goes on")
+
+
+def _pause(error: Exception, failures: int) -> float:
+    """Seconds until the next try: what a busy server asks for, else twice as long after each failure."""
+    asked = error.retry_after if isinstance(error, Refused) and error.status in (429, 503) else None
+    return min(_POST_SECONDS * 2 ** min(failures, 10) if asked is None else asked, _LONGEST_PAUSE_SECONDS)
 
 
 def _metric_name(name: str) -> str:

@@ -24,6 +24,7 @@ from camel_ray.api.pipeline import CamelPipeline, Stage
 from camel_ray.errors import CamelError, Preempted, SpecError, Stopped, StorageUnavailable
 from camel_ray.manifest import disk_errors, write_atomically
 from camel_ray.progress import Progress
+from camel_ray.runtime.backup import checkpoints_kept
 from camel_ray.runtime.digest import stage_digest
 from camel_ray.runtime.process import available_cores, known_failures, prepare_process
 from camel_ray.runtime.record import ENVIRONMENT, environment, write_report
@@ -202,8 +203,9 @@ class Runner:
             if self._listener:
                 total = len(self.pipeline.spec.stages)
                 self._listener.stage_started(stage.name, stage.kind, index, total, store.progress_path, state.attempts)
-            with known_failures(stage.name):
-                outputs = run_stage(self._context(index, stage, store, state.attempts, artifacts))
+            context = self._context(index, stage, store, state.attempts, artifacts)
+            with checkpoints_kept(self.storage, store.work, context.progress), known_failures(stage.name):
+                outputs = run_stage(context)
             seconds = time.monotonic() - began
             made = store.commit(state, outputs, self._input_digests(index, artifacts), seconds)
         except BaseException as error:
@@ -236,7 +238,7 @@ class Runner:
             store = StageStore(self.storage, above)
             if store.state().phase != "done":
                 raise SpecError(f"stage '{above}', which '{name}' uses, is not done; run the pipeline first")
-            artifacts[above] = store.artifacts(contents=False)[0]
+            artifacts[above] = store.artifacts(contents=above in self._used(index))[0]
         stage, store = self.pipeline.spec.stages[index], StageStore(self.storage, name)
         return self._context(index, stage, store, store.state().attempts, artifacts)
 

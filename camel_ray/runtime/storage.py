@@ -9,21 +9,28 @@
         work/                         checkpoints, logs, caches: survives attempts
         <artifact kind>/              a finished artifact, manifest.json last
 
-Stages always work on a local directory. With a remote storage that is a mirror below the cache directory: `push`
-uploads a directory (its manifest last, so a torn upload is never taken for a finished one), `pull` downloads what is
-missing.
+Stages always work on a local directory. With a remote storage that is a mirror below the cache directory, and the
+remote folder is the truth: `open` brings the mirror's small files up to date, `fetch` a finished directory, `push`
+uploads a file or a finished directory. There a manifest comes last and goes first, as on a disk, so a torn upload is
+never taken for a finished one; what the other side has already, by its manifest, is not sent again.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-import fsspec
-
-from camel_ray.errors import SpecError, StorageUnavailable
+from camel_ray.errors import SpecError
 from camel_ray.manifest import MANIFEST, disk_errors, json_digest
+from camel_ray.runtime.objects import Objects
+
+_OPEN_PATIENCE_SECONDS = 10.0
+"""For the first words with a store: nothing is lost yet, and somebody may wait for an answer."""
+_SMALL = (".json", ".jsonl", ".html")
 
 
 def cache_dir() -> Path:
@@ -36,15 +43,9 @@ class Storage:
 
     def __init__(self, uri: str, pipeline: str) -> None:
         self.uri = uri
-        self._remote: tuple[fsspec.AbstractFileSystem, str] | None = None
+        self._objects: Objects | None = None
         if "://" in uri and not uri.startswith("file://"):
-            try:
-                filesystem, path = fsspec.core.url_to_fs(uri)
-            except (ValueError, ImportError) as error:
-                raise SpecError(
-                    f"spec.storage: {uri} cannot be opened ({error}); check the URI and its extra"
-                ) from error
-            self._remote = (filesystem, f"{path.rstrip('/')}/{pipeline}")
+            self._objects = Objects(uri, pipeline)
             self.root = cache_dir() / "storage" / json_digest(uri)[:16] / pipeline
         else:
             self.root = Path(uri.removeprefix("file://")).expanduser().resolve() / pipeline
@@ -52,10 +53,13 @@ class Storage:
     @property
     def is_remote(self) -> bool:
         """Whether `root` is only a mirror of the real place."""
-        return self._remote is not None
+        return self._objects is not None
 
     def open(self) -> None:
-        """Make sure the folder can be written, and mirror the small files of a remote one."""
+        """Make sure the folder can be used, and bring the mirror of a remote one up to date, except for large files.
+
+        Raises SpecError if the URI, the bucket or the credentials are wrong, StorageUnavailable if nobody answers.
+        """
         with disk_errors(self.root):
             try:
                 self.root.mkdir(parents=True, exist_ok=True)
@@ -64,77 +68,127 @@ class Storage:
             probe = self.root / ".write-probe"
             probe.touch()
             probe.unlink()
-        if self._remote is not None:
-            filesystem, base = self._remote
-            for name in self._listing(base):
-                if name.endswith((".json", ".jsonl", ".html")):
-                    self._download(filesystem, f"{base}/{name}", self.root / name)
+        if self._objects is None:
+            return
+        patience, self._objects.patience = self._objects.patience, _OPEN_PATIENCE_SECONDS
+        try:
+            names = [n for n in self._objects.listing() if n.endswith(_SMALL) and n.split("/")[2:3] != ["work"]]
+            self._forget_strangers(names)
+            manifests = [n for n in names if n.endswith(f"/{MANIFEST}")]
+            # Other files of a directory belong to its manifest: where that has changed, none of them is worth anything.
+            fresh = self.root / ".fresh"
+            self._objects.download({name: fresh / name for name in manifests})
+            for name in manifests:
+                if not _same(self.root / name, fresh / name):
+                    shutil.rmtree((self.root / name).parent, ignore_errors=True)
+            shutil.rmtree(fresh, ignore_errors=True)
+            self._objects.download({name: self.root / name for name in names})
+        finally:
+            self._objects.patience = patience
 
     def push(self, path: Path) -> None:
-        """Upload a file or directory below `root`; a no-op on local storage. Raises StorageUnavailable."""
-        if self._remote is None:
+        """Upload a file, or a directory with a manifest; a no-op on local storage. Raises StorageUnavailable."""
+        if self._objects is None:
             return
-        filesystem, base = self._remote
-        files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
-        try:
-            for file in sorted(files, key=lambda p: p.name == MANIFEST):
-                target = f"{base}/{file.relative_to(self.root).as_posix()}"
-                filesystem.makedirs(target.rsplit("/", 1)[0], exist_ok=True)
-                filesystem.put_file(str(file), target)
-        except OSError as error:
-            raise StorageUnavailable(
-                f"{self.uri} cannot be written ({error}); run again when it can, work is kept"
-            ) from error
+        if path.is_file():
+            self._objects.upload({self._name(path): path})
+        else:
+            self.push_as(path, path)
 
-    def mirror(self, path: Path) -> None:
-        """Upload a directory below `root`, then delete what the remote one has besides; a no-op on local storage."""
-        self.push(path)
-        if self._remote is None:
+    def push_as(self, directory: Path, place: Path) -> None:
+        """Upload a directory with a manifest as if it lay at `place`. What is there already is not sent again."""
+        if self._objects is None:
             return
-        filesystem, base = self._remote
-        target = f"{base}/{path.relative_to(self.root).as_posix()}"
-        for name in self._listing(target):
-            if not (path / name).exists():
-                filesystem.rm_file(f"{target}/{name}")
+        below = self._name(place)
+        there = self._objects.listing(below)
+        text = (directory / MANIFEST).read_bytes()
+        files: Mapping[str, Any] = json.loads(text)["files"]
+        known: dict[str, Any] = {}
+        if f"{below}/{MANIFEST}" in there:
+            theirs = self._objects.read(f"{below}/{MANIFEST}") or b"{}"
+            known = _files_of(theirs)
+            if theirs == text and all(there.get(f"{below}/{n}") == e["bytes"] for n, e in files.items()):
+                return
+            self._objects.delete([f"{below}/{MANIFEST}"])
+        missing = [n for n, e in files.items() if known.get(n) != e or there.get(f"{below}/{n}") != e["bytes"]]
+        self._objects.upload({f"{below}/{n}": directory / n for n in missing})
+        self._objects.upload({f"{below}/{MANIFEST}": directory / MANIFEST})
+        kept = {f"{below}/{n}" for n in (*files, MANIFEST)}
+        self._objects.delete(there.keys() - kept)
 
-    def pull(self, path: Path) -> None:
-        """Download the files of a directory below `root` that are missing here; a no-op on local storage."""
-        if self._remote is None:
+    def fetch(self, directory: Path) -> None:
+        """Download what is missing here of a directory with a manifest; a no-op on local storage."""
+        if self._objects is None:
             return
-        filesystem, base = self._remote
-        relative = path.relative_to(self.root).as_posix()
-        for name in self._listing(f"{base}/{relative}"):
-            if not (path / name).exists():
-                self._download(filesystem, f"{base}/{relative}/{name}", path / name)
+        below = self._name(directory)
+        text = self._objects.read(f"{below}/{MANIFEST}")
+        if text is None:
+            return
+        if not _holds(directory / MANIFEST, text):
+            shutil.rmtree(directory, ignore_errors=True)
+        wanted = {
+            name: entry
+            for name, entry in _files_of(text).items()
+            if not (directory / name).is_file() or (directory / name).stat().st_size != entry["bytes"]
+        }
+        self._objects.download({f"{below}/{name}": directory / name for name in wanted})
+        self._objects.download({f"{below}/{MANIFEST}": directory / MANIFEST})
+
+    def fetch_files(self, directory: Path, suffix: str) -> None:
+        """Download the files right in a directory whose names end so; a no-op on local storage."""
+        if self._objects is None:
+            return
+        below = f"{self._name(directory)}/"
+        names = [n for n in self._objects.listing(below) if n.endswith(suffix) and "/" not in n.removeprefix(below)]
+        self._objects.download({name: self.root / name for name in names})
+
+    def finished(self, parent: Path) -> list[Path]:
+        """Directories right below `parent` that have a manifest in the remote folder; none on local storage."""
+        if self._objects is None:
+            return []
+        below = self._name(parent)
+        names = (name.removeprefix(f"{below}/").split("/") for name in self._objects.listing(below))
+        return [parent / parts[0] for parts in names if parts[1:] == [MANIFEST]]
 
     def remove(self, path: Path) -> None:
         """Delete a directory below `root`, here and remotely."""
         shutil.rmtree(path, ignore_errors=True)
-        if self._remote is not None:
-            filesystem, base = self._remote
-            target = f"{base}/{path.relative_to(self.root).as_posix()}"
-            if filesystem.exists(target):
-                filesystem.rm(target, recursive=True)
+        self.remove_remotely(path)
 
-    def _listing(self, base: str) -> list[str]:
-        assert self._remote is not None
-        filesystem = self._remote[0]
-        try:
-            filesystem.invalidate_cache()
-            found: list[str] = filesystem.find(base) if filesystem.exists(base) else []
-        except OSError as error:
-            raise StorageUnavailable(
-                f"{self.uri} cannot be read ({error}); check the address and the credentials"
-            ) from error
-        stem = base.strip("/") + "/"
-        return [name.split(stem, 1)[1] for name in found if stem in name]
+    def remove_remotely(self, path: Path, *, keep: Path | None = None) -> None:
+        """Delete a directory, except for `keep` in it, from the remote folder; a no-op on local storage."""
+        if self._objects is None:
+            return
+        below = self._name(path)
+        kept = f"{self._name(keep)}/" if keep is not None else None
+        names = [n for n in self._objects.listing(below) if kept is None or not n.startswith(kept)]
+        # What proves that the others count goes first: a deletion that is cut short leaves nothing half.
+        proofs = [name for name in names if name.endswith((f"/{MANIFEST}", "/state.json"))]
+        self._objects.delete(proofs)
+        self._objects.delete(set(names) - set(proofs))
 
-    def _download(self, filesystem: fsspec.AbstractFileSystem, source: str, target: Path) -> None:
-        with disk_errors(target):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            part = target.with_name(f".{target.name}.part")
-            try:
-                filesystem.get_file(source, str(part))
-            except FileNotFoundError as error:
-                raise StorageUnavailable(f"{self.uri}: {source} vanished while it was read; run again") from error
-            part.replace(target)
+    def _forget_strangers(self, names: list[str]) -> None:
+        """Delete the mirror of stages that another machine has removed."""
+        known = {name.split("/")[1] for name in names if name.startswith("stages/")}
+        for directory in self.root.glob("stages/*"):
+            if directory.name not in known:
+                shutil.rmtree(directory, ignore_errors=True)
+
+    def _name(self, path: Path) -> str:
+        return path.relative_to(self.root).as_posix()
+
+
+def _files_of(manifest: bytes) -> dict[str, Any]:
+    try:
+        files = json.loads(manifest).get("files", {})
+    except (ValueError, AttributeError):
+        return {}
+    return dict(files)
+
+
+def _holds(path: Path, content: bytes) -> bool:
+    return path.is_file() and path.read_bytes() == content
+
+
+def _same(one: Path, other: Path) -> bool:
+    return one.is_file() and one.read_bytes() == other.read_bytes()

@@ -7,12 +7,15 @@ as done only if both agree with the digest of today.
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Literal
 
 from camel_ray.errors import ModelError
-from camel_ray.manifest import disk_errors, read_manifest, verify, write_atomically, write_manifest
+from camel_ray.manifest import MANIFEST, disk_errors, read_manifest, verify, write_atomically, write_manifest
+from camel_ray.runtime.backup import restore
 from camel_ray.runtime.storage import Storage
 from camel_ray.stages.contract import Artifact, ArtifactKind, Output
 from camel_ray.stop import StopRequest
@@ -43,7 +46,7 @@ class StageStore:
     """State and artifacts of one stage."""
 
     def __init__(self, storage: Storage, name: str) -> None:
-        self._storage = storage
+        self.storage = storage
         self.name = name
         self.directory = storage.root / "stages" / name
         self.work = self.directory / "work"
@@ -61,33 +64,43 @@ class StageStore:
             raise ModelError(f"{path} is not a stage state ({error}); delete it to run the stage again") from error
 
     def artifacts(self, *, contents: bool) -> list[Artifact]:
-        """The artifacts of a finished stage. With `contents`, every byte is checked. Raises ModelError if one is
-        corrupt.
+        """The artifacts of a finished stage. With `contents`, all files are here and every byte is checked; without,
+        what lies in remote storage may be known by its manifest alone. Raises ModelError if one is corrupt.
         """
         found = []
         for kind in self.state().artifacts:
             directory = self.directory / kind
-            self._storage.pull(directory)
-            problem = verify(directory, contents=contents)
-            if problem:
-                raise ModelError(f"{problem}; restore it, or make it again with --from {self.name}")
+            problem = self._problem(directory, contents=contents)
             manifest = read_manifest(directory)
-            assert manifest is not None
+            if problem or manifest is None:
+                raise ModelError(f"{problem}; restore it, or make it again with --from {self.name}")
             found.append(
                 Artifact(ArtifactKind(kind), self.name, directory, manifest["digest"], manifest.get("metrics", {}))
             )
         return found
+
+    def _problem(self, directory: Path, *, contents: bool) -> str | None:
+        """What is wrong with an artifact. A mirror of remote storage is mended from there first."""
+        if not self.storage.is_remote:
+            return verify(directory, contents=contents)
+        if not contents:
+            return None if (directory / MANIFEST).exists() else verify(directory)
+        self.storage.fetch(directory)
+        if verify(directory) is not None:
+            shutil.rmtree(directory)
+            self.storage.fetch(directory)
+        return verify(directory)
 
     def begin(self, digest: str) -> StageState:
         """Note that an attempt starts. What an earlier spec left behind is removed; work of the same digest is kept."""
         state = self.state()
         if state.digest != digest:
             if self.directory.exists():
-                self._storage.remove(self.directory)
+                self.storage.remove(self.directory)
             state = StageState(digest=digest, started=time.time())
-        elif self._storage.is_remote:
-            self._storage.pull(self.work)
-        self._storage.remove(self.work / "output")
+        else:
+            restore(self.storage, self.work)
+        shutil.rmtree(self.work / "output", ignore_errors=True)
         with disk_errors(self.work):
             self.work.mkdir(parents=True, exist_ok=True)
         StopRequest(self.work).clear()
@@ -112,9 +125,9 @@ class StageStore:
                     version=__version__,
                 )
                 if final.exists():
-                    self._storage.remove(final)
+                    self.storage.remove(final)
                 output.path.rename(final)
-            self._storage.push(final)
+            self.storage.push(final)
         self._save(
             replace(
                 state,
@@ -124,6 +137,8 @@ class StageStore:
                 artifacts=tuple(o.kind.value for o in outputs),
             )
         )
+        # In remote storage a finished stage's checkpoints only cost money.
+        self.storage.remove_remotely(self.work)
         return self.artifacts(contents=False)
 
     def fail(self, state: StageState, message: str, seconds: float) -> None:
@@ -133,21 +148,20 @@ class StageStore:
         )
 
     def interrupt(self, state: StageState, message: str, seconds: float) -> None:
-        """Note that an attempt was stopped, and keep its checkpoints for the next one, which may run elsewhere."""
-        self._storage.mirror(self.work / "checkpoints")
+        """Note that an attempt was stopped; the next one continues with its checkpoints, and may run elsewhere."""
         self._save(
             replace(state, phase="interrupted", finished=time.time(), seconds=state.seconds + seconds, message=message)
         )
 
     def forget(self) -> None:
         """Remove everything of the stage, so that it runs again from nothing."""
-        self._storage.remove(self.directory)
+        self.storage.remove(self.directory)
 
     def _save(self, state: StageState) -> None:
         path = self.directory / "state.json"
         with disk_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, json.dumps(asdict(state), indent=1) + "\n")
-        self._storage.push(path)
+        self.storage.push(path)
         if self.progress_path.exists():
-            self._storage.push(self.progress_path)
+            self.storage.push(self.progress_path)

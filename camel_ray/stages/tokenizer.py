@@ -17,7 +17,6 @@ from camel_ray.data.tokenizer import (
     training_texts,
 )
 from camel_ray.manifest import disk_errors
-from camel_ray.models.load import load_tokenizer
 from camel_ray.stages.contract import ArtifactKind, Output, StageContext
 from camel_ray.stages.inputs import resolve_dataset, resolve_tokenizer
 
@@ -31,6 +30,8 @@ def run(context: StageContext) -> list[Output]:
     assert isinstance(spec, TokenizerStageSpec)
     datasets = _datasets(context, spec)
     if spec.source is not None:
+        from camel_ray.models.load import load_tokenizer  # imports torch, which takes longer than training a tokenizer
+
         tokenizer = load_tokenizer(resolve_tokenizer(context, spec.source, ModelSpec()), revision=spec.revision)
         added = add_special_tokens(tokenizer, spec.special_tokens)
         ensure_chat_template(tokenizer, spec.chat_template)

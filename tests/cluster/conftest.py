@@ -22,7 +22,7 @@ from rig.operator import MANIFESTS, Operator, forget_leader, install, start_oper
 HERE = Path(__file__).parent
 
 StartOperator = Callable[..., Operator]
-"""Starts a replica: `(identity="operator", *options, kubeconfig=None)`. All end with the test."""
+"""Starts a replica: `(identity="operator", *options, kubeconfig=None, clock=None)`. All end with the test."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -73,12 +73,12 @@ def installed(control_plane: ControlPlane) -> None:
 
 @pytest.fixture
 def operator(control_plane: ControlPlane, installed: None) -> Iterator[StartOperator]:
-    """Starts replicas under the service account of manifests/rbac.yaml."""
+    """Starts replicas under the service account of manifests/install.yaml."""
     started: list[Operator] = []
     forget_leader(control_plane)
 
-    def start(identity: str = "operator", *options: str, kubeconfig: Path | None = None) -> Operator:
-        replica = start_operator(control_plane, identity, *options, kubeconfig=kubeconfig)
+    def start(identity: str = "operator", *options: str, **ways: Path | None) -> Operator:
+        replica = start_operator(control_plane, identity, *options, **ways)
         started.append(replica)
         return replica
 

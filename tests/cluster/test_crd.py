@@ -25,7 +25,8 @@ from rig.control_plane import ControlPlane
 from rig.process import RigError
 
 pytestmark = pytest.mark.usefixtures("crds")
-EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.yaml"))
+ROOT = Path(__file__).parents[2]
+EXAMPLES = sorted([*(ROOT / "examples").glob("*.yaml"), *(ROOT / "jobs/pipelines").glob("*.yaml")])
 Document = dict[str, Any]
 
 GOOD = """\
@@ -180,7 +181,7 @@ CASES: dict[str, tuple[str, str, str]] = {
     "VOLUME_SOURCE both": ("/data, claim: c", "/data, claim: c, secret: s", sentences.VOLUME_SOURCE),
     "VOLUME_TAKEN": ("mountPath: /cache", "mountPath: /data", "the path '/data' is mounted by number 1 already; give each volume its own"),
     "VOLUME_RESERVED": ("mountPath: /cache", "mountPath: /etc/camel-ray/x", "'/etc/camel-ray/x' hides or is hidden by /etc/camel-ray, which the operator mounts; choose another path, such as /data"),
-    "VOLUME_RESERVED above": ("mountPath: /cache", "mountPath: /dev", "'/dev' hides or is hidden by /dev/shm, which the operator mounts; choose another path, such as /data"),
+    "VOLUME_RESERVED above": ("mountPath: /cache", "mountPath: /var/run", "'/var/run' hides or is hidden by /var/run/secrets, which the operator mounts; choose another path, such as /data"),
     "POD_KEY": ("team: blue", "ray.io/cluster: blue", "the key 'ray.io/cluster' is set by the operator, Ray or Kueue; leave it out"),
     "POD_KEY annotation": ("note: any", "app.kubernetes.io/managed-by: any", "the key 'app.kubernetes.io/managed-by' is set by the operator, Ray or Kueue; leave it out"),
     "POD_KEY_FORM": ("team: blue", "my team: blue", "'my team' is no key of a label or annotation; write name or example.com/name, the name with at most 63 characters"),

@@ -11,6 +11,8 @@ import signal
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -93,6 +95,63 @@ def test_a_replica_that_ends_gives_the_lease_back(
     pipelines.apply(pipeline("demo"))
     pipelines.wait_phase("demo", "Succeeded")
     assert second.process.alive
+
+
+@pytest.mark.parametrize("jump", [3600, -3600])
+def test_a_clock_that_is_put_forward_or_back_ends_no_wait_and_prolongs_none(
+    control_plane: ControlPlane,
+    operator: StartOperator,
+    pipelines: Pipelines,
+    world: KubeRay,
+    tmp_path: Path,
+    jump: int,
+) -> None:
+    """The leader's, for as long as it leads; the other replica, which goes on after it, has the right time."""
+    clock = tmp_path / "clock"
+    clock.write_text("0")
+    first, second = operator("one", clock=clock), operator("two")
+    control_plane.wait_for(lambda: leader(control_plane) == "one", "the first to lead")
+    stage = {"name": "a", "data": {"source": "/data/rows.jsonl"}}
+    nowhere = {"head": {"nodeSelector": {"such": "node-is-nowhere"}}, "startTimeoutSeconds": 600}
+    for name, seconds in (("runs", 12.0), ("briefly", 4.0)):
+        world.rule(f"{name}-a-1", namespace=pipelines.namespace, seconds=seconds)
+        pipelines.apply(pipeline(name, {**stage, "timeoutSeconds": 600}))
+    for name, pause in (("again", 8), ("patient", 900)):
+        world.rule(f"{name}-a-1", namespace=pipelines.namespace, exit_code=20, seconds=0.1)
+        pipelines.apply(pipeline(name, stage, retry={"backoffSeconds": pause}))
+    pipelines.apply(pipeline("held", stage, cluster=nowhere))
+    expected = {
+        "runs": "Running",
+        "briefly": "Running",
+        "again": "Backoff",
+        "patient": "Backoff",
+        "held": "Provisioning",
+    }
+    for name, phase in expected.items():
+        pipelines.wait_stage(name, "a", phase)
+    waiting = {name: pipelines.stage(name, "a") for name in ("patient", "held")}
+
+    def unmoved(name: str) -> bool:
+        """After another look at it, by whoever leads."""
+        pipelines.kubectl("label", "camel", name, f"looked-at={leader(control_plane)}", "--overwrite")
+        pipelines.apply(pipeline(f"after-{name}-{leader(control_plane)}", stage))
+        pipelines.wait_phase(f"after-{name}-{leader(control_plane)}", "Succeeded")
+        now, then = pipelines.stage(name, "a"), waiting[name]
+        return all(now.get(field) == then.get(field) for field in ("phase", "attempts", "failures", "retry"))
+
+    clock.write_text(str(jump))
+    assert unmoved("patient") and unmoved("held")
+    assert pipelines.wait_phase("again", "Succeeded")["stages"][0]["attempts"] == 2
+    assert pipelines.wait_phase("briefly", "Succeeded")["attempts"] == 1
+    assert leader(control_plane) == "one"
+    assert first.process.alive and second.process.alive
+    first.process.stop(graceful=True)
+    control_plane.wait_for(lambda: leader(control_plane) == "two", "the second to lead", seconds=5)
+    assert unmoved("patient") and unmoved("held")
+    assert pipelines.wait_phase("runs", "Succeeded")["attempts"] == 1
+    for name in ("again", "briefly"):
+        ended = datetime.fromisoformat(pipelines.status(name)["ended"])
+        assert abs((datetime.now(UTC) - ended).total_seconds()) < 600
 
 
 @pytest.mark.parametrize("component", ["kube-apiserver", "etcd", "kube-controller-manager", "kube-scheduler"])

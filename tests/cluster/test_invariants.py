@@ -18,7 +18,7 @@ def change(revision: int, resource: str, name: str, thing: dict[str, Any] | None
 
 def status(phase: str, *, name: str = "demo-a-1", **more: Any) -> dict[str, Any]:
     stage = {"name": "a", "phase": phase, "attempts": 1, "current": {"name": name}, **more}
-    return {"metadata": {}, "spec": {}, "status": {"phase": phase, "message": "why", "stages": [stage]}}
+    return {"metadata": {"uid": "1"}, "spec": {}, "status": {"phase": phase, "message": "why", "stages": [stage]}}
 
 
 def job(attempt: int, **state: Any) -> dict[str, Any]:
@@ -36,6 +36,7 @@ def pod(attempt: int, phase: str) -> dict[str, Any]:
 RUNS = change(1, PIPELINES, "demo", status("Running"))
 NEXT = change(3, PIPELINES, "demo", status("Running", name="demo-a-2", attempts=2))
 FIRST = change(2, "jobs", "demo-a-1", job(1))
+RAY = RESOURCES[2]
 
 
 @pytest.mark.parametrize(
@@ -43,6 +44,8 @@ FIRST = change(2, "jobs", "demo-a-1", job(1))
     [
         ([RUNS, FIRST], ""),
         ([FIRST], "was created, and the status did not name it"),
+        ([RUNS, change(2, PIPELINES, "demo", None), FIRST], ""),
+        ([RUNS, change(2, PIPELINES, "demo", None), change(3, "jobs", "demo-a-2", job(2))], "did not name it"),
         ([RUNS, FIRST, change(3, "jobs", "demo-a-1", None), change(4, "jobs", "demo-a-1", job(1))], "a second time"),
         ([RUNS, FIRST, NEXT, change(4, "jobs", "demo-a-2", job(2))], "began while demo-a-1 of another attempt"),
         (
@@ -50,6 +53,24 @@ FIRST = change(2, "jobs", "demo-a-1", job(1))
             "began while demo-a-1 of another attempt",
         ),
         ([RUNS, change(2, "pods", "x", pod(1, "Failed")), NEXT, change(4, "jobs", "demo-a-2", job(2))], ""),
+        (
+            [
+                RUNS,
+                change(2, RAY, "demo-a-1", job(1, jobDeploymentStatus="Running")),
+                NEXT,
+                change(4, RAY, "demo-a-2", job(2)),
+            ],
+            "began while demo-a-1 of another attempt",
+        ),
+        (
+            [
+                RUNS,
+                change(2, RAY, "demo-a-1", job(1, jobDeploymentStatus="Failed")),
+                NEXT,
+                change(4, RAY, "demo-a-2", job(2)),
+            ],
+            "",
+        ),
         ([change(1, PIPELINES, "demo", status("Failed")), RUNS], "Failed became Running without a request"),
         ([RUNS, change(2, PIPELINES, "demo", status("Running", attempts=3))], "attempts of a went from 1 to 3"),
         ([RUNS, change(2, PIPELINES, "demo", status("Running", failures=5))], "5 failures, with a budget of 4"),

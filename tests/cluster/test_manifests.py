@@ -36,7 +36,12 @@ FULL: dict[str, Any] = {
         {"name": "cpu", "replicas": 2},
     ],
 }
-CLUSTERS = {"small": {}, "full": FULL, "job": {**FULL, "executor": "Job"}, "queued": {**FULL, "queue": "team-a"}}
+CLUSTERS: dict[str, dict[str, Any]] = {
+    "small": {},
+    "full": FULL,
+    "job": {**FULL, "executor": "Job"},
+    "queued": {**FULL, "queue": "team-a"},
+}
 
 
 @pytest.fixture

@@ -1,15 +1,14 @@
-"""What manifests/rbac.yaml grants: to users what their roles say, to the operator what it uses, and no more."""
+"""What manifests/install.yaml grants: to users what their roles say, to the operator what it uses, and no more."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
 import pytest
-import yaml
 
 from kuberay_standin.launch import KubeRay
 from rig.control_plane import ControlPlane
-from rig.operator import ACCOUNT, MANIFESTS, NAMESPACE, Operator
+from rig.operator import ACCOUNT, NAMESPACE, Operator, installation
 from rig.pipelines import Pipelines, pipeline
 
 USER = f"system:serviceaccount:{NAMESPACE}:{ACCOUNT}"
@@ -21,9 +20,9 @@ Right = tuple[str, str]
 # Granted, and not used in a run where nothing unusual happens.
 RARE: set[Right] = {
     ("get", "configmaps"),  # to see whose an object is that exists already
+    ("get", "networkpolicies.networking.k8s.io"),
     ("get", "jobs.batch"),
     ("get", "rayjobs.ray.io"),
-    ("get", "poddisruptionbudgets.policy"),
     ("patch", "events.events.k8s.io"),  # a repetition
     ("watch", "workloads.kueue.x-k8s.io"),  # only with Kueue
     ("patch", STATUS),  # what stage pods report
@@ -67,7 +66,11 @@ def test_users_may_do_with_pipelines_what_they_may_do_with_a_namespace(
 def test_the_operator_uses_every_right_it_has_and_lacks_none(
     control_plane: ControlPlane, operator: Callable[..., Operator], kuberay: KubeRay, namespace: str
 ) -> None:
-    replica = operator()
+    tls = (
+        "--progress-tls-secret=camel-ray-operator-tls",
+        f"--progress-url=https://camel-ray-operator.{NAMESPACE}.svc:8443",
+    )
+    replica = operator("operator", *tls)
     control_plane.wait_for(lambda: "rayjobs" in replica.page("/metrics"), "the operator to watch RayJobs")
     pipelines = Pipelines(control_plane, namespace)
     # Pods that stay get a disruption budget; the pipeline is deleted when it is done.
@@ -101,8 +104,9 @@ def _name(reference: dict[str, str]) -> str:
 
 
 def _rights() -> Iterator[Right]:
-    for manifest in yaml.safe_load_all((MANIFESTS / "rbac.yaml").read_text()):
-        if manifest["kind"] in ("ClusterRole", "Role") and manifest["metadata"]["name"] == "camel-ray-operator":
+    names = ("camel-ray-operator", "camel-ray-operator-own")
+    for manifest in installation():
+        if manifest["kind"] in ("ClusterRole", "Role") and manifest["metadata"]["name"] in names:
             for rule in manifest["rules"]:
                 for verb in rule["verbs"]:
                     for resource in rule["resources"]:

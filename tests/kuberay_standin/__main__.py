@@ -9,6 +9,7 @@ import tempfile
 import traceback
 from pathlib import Path
 
+from kuberay_standin.machines import Play
 from kuberay_standin.world import World
 
 
@@ -19,7 +20,9 @@ def main() -> None:
     parser.add_argument("--namespace", default="", help="the only namespace to look at; default: all")
     parser.add_argument("--script", type=Path, help="JSON file with rules (script.py); may appear and change later")
     parser.add_argument("--pace", type=float, default=1.0, help="factor on every wait of KubeRay, Ray and kubelet")
-    parser.add_argument("--run-entrypoints", action="store_true", help="run entry points and batch Jobs as processes")
+    machines = parser.add_mutually_exclusive_group()
+    machines.add_argument("--run-entrypoints", action="store_true", help="run entry points and batch Jobs as processes")
+    machines.add_argument("--real-pods", action="store_true", help="kubelets run the pods: play nothing but KubeRay")
     parser.add_argument(
         "--directory", type=Path, help="where processes keep volumes and logs; default: a temporary one"
     )
@@ -36,14 +39,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="kuberay-standin-") as temporary:
         directory = (options.directory or Path(temporary)).resolve()
         directory.mkdir(parents=True, exist_ok=True)
+        play = None if options.real_pods else Play(directory, options.run_entrypoints, options.node)
         world = World(
-            options.kubeconfig,
-            namespace=options.namespace,
-            script=options.script,
-            scale=options.pace,
-            directory=directory,
-            run_entrypoints=options.run_entrypoints,
-            node=options.node,
+            options.kubeconfig, namespace=options.namespace, script=options.script, scale=options.pace, play=play
         )
         world.start()
         print("ready", flush=True)

@@ -23,6 +23,8 @@ _GROUPS = {
     "rayclusters": "/apis/ray.io/v1",
     "jobs": "/apis/batch/v1",
     "leases": "/apis/coordination.k8s.io/v1",
+    "roles": "/apis/rbac.authorization.k8s.io/v1",
+    "rolebindings": "/apis/rbac.authorization.k8s.io/v1",
 }
 _KINDS = {"rayjobs": ("ray.io/v1", "RayJob"), "rayclusters": ("ray.io/v1", "RayCluster"), "jobs": ("batch/v1", "Job")}
 
@@ -107,6 +109,29 @@ class Api:
             self.call("DELETE", self.path(resource, *key_of(obj)), options)
         except ApiError as error:
             if error.status not in (404, 409):
+                raise
+
+    def event(
+        self, regarding: Object, reason: str, message: str, *, kind: str = "Warning", source: str = "kubelet"
+    ) -> None:
+        """Tell a core Event about an object."""
+        namespace, name = key_of(regarding)
+        stamp = timestamp()
+        about = {k: regarding["metadata"][k] for k in ("name", "namespace", "uid")}
+        about |= {"kind": regarding.get("kind", "Pod"), "apiVersion": regarding.get("apiVersion", "v1")}
+        meta = {"generateName": f"{name[:50]}.", "namespace": namespace}
+        body: Object = {"apiVersion": "v1", "kind": "Event", "metadata": meta, "involvedObject": about, "type": kind}
+        body |= {
+            "reason": reason,
+            "message": message[:1024],
+            "count": 1,
+            "firstTimestamp": stamp,
+            "lastTimestamp": stamp,
+        }
+        try:
+            self.create("events", body | {"source": {"component": source}})
+        except ApiError as error:
+            if not error.outdated:
                 raise
 
     def watch(self, path: str, **query: str) -> Iterator[Object]:

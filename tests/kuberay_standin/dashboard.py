@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import shlex
+import time
 from collections.abc import Callable
 from typing import Protocol
 
 from kuberay_standin.api import Key
+from kuberay_standin.job_api import TERMINAL, JobInfo, UnreachableError
 from kuberay_standin.processes import LOG_CHARACTERS, Process
 from kuberay_standin.script import Behaviour, Pace
 
-TERMINAL = ("STOPPED", "SUCCEEDED", "FAILED")
+_EPOCH = time.time() - time.monotonic()
+"""When the clock of this process began, in seconds since the epoch: run times are those of a clock that never jumps."""
 _STOP_SECONDS = 3.0  # Ray's: between SIGTERM and SIGKILL of a stopped job
 _MESSAGES = {
     "PENDING": "Job has not started yet.",
@@ -138,7 +141,7 @@ class Dashboard:
 
 
 class Dashboards:
-    """Those of all heads, by namespace and RayCluster."""
+    """Those of all heads, by namespace and RayCluster: a JobApi."""
 
     def __init__(self) -> None:
         self._open: dict[Key, Dashboard] = {}
@@ -156,6 +159,25 @@ class Dashboards:
         """A dashboard that answers."""
         dashboard = self._open.get(cluster)
         return dashboard if dashboard and dashboard.reachable else None
+
+    def job(self, cluster: Key, job_id: str) -> JobInfo | None:
+        job = self._answering(cluster).jobs.get(job_id)
+        if job is None:
+            return None
+        started, ended = (at + _EPOCH if at else 0.0 for at in (job.started, job.ended))
+        return JobInfo(job.status, job.message, started, ended)
+
+    def submit(self, cluster: Key, job_id: str, entrypoint: str) -> None:
+        self._answering(cluster).submit(job_id, entrypoint, time.monotonic())
+
+    def stop(self, cluster: Key, job_id: str) -> None:
+        if job := self._answering(cluster).jobs.get(job_id):
+            job.stop(time.monotonic())
+
+    def _answering(self, cluster: Key) -> Dashboard:
+        if dashboard := self.find(cluster):
+            return dashboard
+        raise UnreachableError(f"the dashboard of {'/'.join(cluster)} does not answer")
 
     def raw(self, cluster: Key) -> Dashboard | None:
         """A dashboard, whether it answers or not."""

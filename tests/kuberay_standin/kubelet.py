@@ -190,7 +190,7 @@ class Kubelet:
             reason = "ImagePullBackOff" if late else "ErrImagePull"
             if sandbox.containers[0].waiting != reason:
                 image = sandbox.containers[0].spec["image"]
-                self.event(
+                self._api.event(
                     pod, "Failed", f'Failed to pull image "{image}": rpc error: code = NotFound: {image}: not found'
                 )
             for container in sandbox.containers:
@@ -203,7 +203,7 @@ class Kubelet:
                 sandbox.running = now
             except MissingError as error:
                 sandbox.next_try = now + self._pace.restart
-                self.event(pod, error.reason, str(error))
+                self._api.event(pod, error.reason, str(error))
                 if error.reason == "Failed":
                     container.waiting = "CreateContainerConfigError"
 
@@ -301,29 +301,6 @@ class Kubelet:
         body = {"metadata": {"uid": pod["metadata"]["uid"]}, "status": status}
         self._mirror.put("pods", self._api.call("PATCH", path, body, kind=_PATCH))
 
-    def event(
-        self, regarding: Object, reason: str, message: str, *, kind: str = "Warning", source: str = "kubelet"
-    ) -> None:
-        """A core Event about an object."""
-        namespace, name = key_of(regarding)
-        stamp = timestamp()
-        about = {k: regarding["metadata"][k] for k in ("name", "namespace", "uid")}
-        about |= {"kind": regarding.get("kind", "Pod"), "apiVersion": regarding.get("apiVersion", "v1")}
-        meta = {"generateName": f"{name[:50]}.", "namespace": namespace}
-        body: Object = {"apiVersion": "v1", "kind": "Event", "metadata": meta, "involvedObject": about, "type": kind}
-        body |= {
-            "reason": reason,
-            "message": message[:1024],
-            "count": 1,
-            "firstTimestamp": stamp,
-            "lastTimestamp": stamp,
-        }
-        try:
-            self._api.create("events", body | {"source": {"component": source}})
-        except ApiError as error:
-            if not error.outdated:
-                raise
-
     def _disturb(self, pod: Object, sandbox: Sandbox, now: float) -> None:
         role = role_of(pod)
         since = self._hooks.job_running_since(pod) if role != "pod" else sandbox.running
@@ -348,11 +325,11 @@ class Kubelet:
             status["conditions"].append(disrupted("TerminationByKubelet", message))
             sandbox.evicted = True
             self._write(pod, sandbox, status, reason="Evicted", message=message)
-            self.event(pod, "Evicted", message)
+            self._api.event(pod, "Evicted", message)
         elif event.do == "preempt":
             message = "default-scheduler: preempting to accommodate a higher priority pod"
             self.patch_status(pod, {"conditions": [_now(disrupted("PreemptionByScheduler", message))]})
-            self.event(pod, "Preempted", "Preempted by a pod on node " + self._node, source="default-scheduler")
+            self._api.event(pod, "Preempted", "Preempted by a pod on node " + self._node, source="default-scheduler")
             self._api.delete("pods", pod)
         elif event.do == "drain":
             meta = {"name": pod["metadata"]["name"], "namespace": pod["metadata"]["namespace"]}

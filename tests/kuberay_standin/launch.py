@@ -28,11 +28,13 @@ class KubeRay:
         *,
         pace: float = 0.05,
         run_entrypoints: bool = False,
+        real_pods: bool = False,
         environment: dict[str, str] | None = None,
     ) -> None:
         """`directory`: for the script and, with `run_entrypoints`, for logs and volumes of what is run.
 
-        `environment` is what the image of those would bring.
+        `environment` is what the image of those would bring. `real_pods`: the cluster has a kubelet; then the pace
+        should be 1 and rules do not apply.
         """
         self._cluster, self.directory = cluster, directory
         self._rules: list[dict[str, Any]] = []
@@ -41,6 +43,8 @@ class KubeRay:
         command += ["--script", str(self._script), "--pace", str(pace), "--directory", str(directory)]
         if run_entrypoints:
             command.append("--run-entrypoints")
+        if real_pods:
+            command.append("--real-pods")
         if "rayjobs.ray.io" not in cluster.kubectl("get", "crd", "-o", "name"):
             cluster.apply_crds(*sorted((_HERE / "crds").glob("*.yaml")))
         path = {"PYTHONPATH": f"{_HERE.parent}:{_HERE.parents[1]}"}

@@ -1,11 +1,12 @@
-"""What KubeRay writes into the API, as plain values: no I/O."""
+"""What KubeRay writes into the API, as plain values: no I/O. Ray's own pods are in pods.py."""
 
 from __future__ import annotations
 
+import math
 import re
 import secrets
 from copy import deepcopy
-from typing import Any
+from fractions import Fraction
 
 from kuberay_standin.api import Object, key_of
 
@@ -79,6 +80,23 @@ def canonical(quantity: str) -> str:
     return "0"
 
 
+def whole(quantity: str) -> int:
+    """A resource quantity as Go's `Value()` tells it: rounded up."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([numkMGTPE]|[KMGTPE]i)?", quantity)
+    if not match:
+        raise ValueError(f"{quantity!r} is no quantity the stand-in knows")
+    number, unit = Fraction(match[1]), match[2] or ""
+    if unit in _BINARY:
+        return math.ceil(number * Fraction(1024) ** _BINARY.index(unit))
+    return math.ceil(number * Fraction(_DECIMAL[unit]).limit_denominator(10**9))
+
+
+def host(cluster: Object) -> str:
+    """The name by which pods find the head."""
+    namespace, name = key_of(cluster)
+    return f"{name}-head-svc.{namespace}.svc.cluster.local"
+
+
 def invalid(job: Object) -> tuple[str, str] | None:
     """The reason of the event and the sentence with which KubeRay refuses a RayJob."""
     name, spec = job["metadata"]["name"], job["spec"]
@@ -127,6 +145,8 @@ def _invalid_cluster(spec: Object) -> str:
         if autoscaling and spec.get("autoscalerOptions", {}).get("version") == "v2" and policy != "Never":
             where = "head Pod" if name == "head" else f"worker group {name}"
             return f"restartPolicy for {where} should be Never or unset when using autoscaler V2"
+    if any(group.get("resources") for group in (head, *groups)):
+        return "the stand-in does not play `resources` of groups, only those of their containers"
     for group in groups:
         least, most = group.get("minReplicas", 0), group.get("maxReplicas", 2147483647)
         if least > most:
@@ -171,12 +191,14 @@ def submitter_job(job: Object, nowhere: bool) -> Object:
     labels = {CR_NAME: meta["name"], CR_KIND: "RayJob", "app.kubernetes.io/created-by": "kuberay-operator"}
     template.setdefault("metadata", {}).setdefault("labels", {}).update(labels)
     container = template["spec"]["containers"][0]
-    container.setdefault("command", ["/bin/bash", "-ce", "--", "ray job submit"])
+    if not container.get("command"):
+        container |= {"command": ["/bin/bash", "-ce", "--"], "args": [_submit_script(job)]}
     container.setdefault("env", []).extend(
         [
+            {"name": "PYTHONUNBUFFERED", "value": "1"},
             {"name": "RAY_DASHBOARD_ADDRESS", "value": job["status"]["dashboardURL"]},
             {"name": "RAY_JOB_SUBMISSION_ID", "value": job["status"]["jobId"]},
-            *_token_env(spec["rayClusterSpec"], job["status"]["rayClusterName"]),
+            *token_env(spec["rayClusterSpec"], job["status"]["rayClusterName"]),
         ]
     )
     if nowhere:
@@ -194,35 +216,28 @@ def submitter_job(job: Object, nowhere: bool) -> Object:
     }
 
 
-def head_pod(cluster: Object, nowhere: bool) -> Object:
-    """The head, and beside it the autoscaler if there is one: that inherits nothing of the head's container."""
-    spec = cluster["spec"]
-    pod = _ray_pod(cluster, spec["headGroupSpec"]["template"], "head", "headgroup", "head", nowhere)
-    if spec.get("enableInTreeAutoscaling"):
-        options = spec.get("autoscalerOptions", {})
-        amounts = {"cpu": "500m", "memory": "512Mi"}
-        own = {k: deepcopy(options[k]) for k in ("securityContext", "env", "envFrom", "volumeMounts") if k in options}
-        image = options.get("image", pod["spec"]["containers"][0]["image"])
-        resources = options.get("resources", {"requests": amounts, "limits": amounts})
-        pod["spec"]["containers"].append({"name": "autoscaler", "image": image, "resources": resources, **own})
-        pod["spec"].setdefault("serviceAccountName", cluster["metadata"]["name"])
-    return pod
+def _submit_script(job: Object) -> str:
+    """What the submitter runs: the entry point is pasted unquoted, as KubeRay does it.
 
-
-def worker_pod(cluster: Object, group: Object, nowhere: bool) -> Object:
-    """A worker, with the init container that waits for the head and copies the worker's security context."""
-    name = group["groupName"]
-    pod = _ray_pod(cluster, group["template"], "worker", name, f"{name}-worker", nowhere)
-    first = pod["spec"]["containers"][0]
-    same = {k: deepcopy(first[k]) for k in ("image", "securityContext", "env", "volumeMounts") if k in first}
-    amounts = {"cpu": "200m", "memory": "256Mi"}
-    waits = {"name": "wait-gcs-ready", **same, "resources": {"requests": amounts, "limits": amounts}}
-    pod["spec"].setdefault("initContainers", []).append(waits)
-    return pod
+    It waits for the dashboard, submits unless the job is known already (a second submitter after a lost one), and then
+    follows the log, whose end is its own.
+    """
+    address, job_id = f"http://{job['status']['dashboardURL']}", job["status"]["jobId"]
+    healthy = (
+        f"import urllib.request; r=urllib.request.urlopen('{address}/api/gcs_healthz', timeout=10); "
+        "exit(0 if b'success' in r.read() else 1)"
+    )
+    return (
+        f'until python -c "{healthy}" >/dev/null 2>&1 ; '
+        f'do echo "Waiting for Ray Dashboard GCS to become healthy at {address} ..." ; sleep 2 ; done ; '
+        f"if ! ray job status --address {address} {job_id} >/dev/null 2>&1 ; "
+        f"then ray job submit --address {address} --no-wait --submission-id {job_id} -- "
+        f"{job['spec']['entrypoint'].strip()} ; fi ; ray job logs --address {address} --follow {job_id}"
+    )
 
 
 def head_service(owner: Object, name: str, cluster: str) -> Object:
-    """A headless Service in front of a head."""
+    """A headless Service in front of a head, ready or not: workers ask for it while it starts."""
     ports = {"gcs-server": 6379, "dashboard": 8265, "client": 10001, "metrics": 8080}
     return {
         "apiVersion": "v1",
@@ -230,6 +245,7 @@ def head_service(owner: Object, name: str, cluster: str) -> Object:
         "metadata": {"name": name, "namespace": owner["metadata"]["namespace"], "ownerReferences": owned_by(owner)},
         "spec": {
             "clusterIP": "None",
+            "publishNotReadyAddresses": True,
             "selector": {CLUSTER: cluster, NODE_TYPE: "head"},
             "ports": [{"name": k, "port": v} for k, v in ports.items()],
         },
@@ -243,47 +259,40 @@ def auth_secret(cluster: Object) -> Object:
     return {"apiVersion": "v1", "kind": "Secret", "metadata": meta, "stringData": {"auth_token": secrets.token_hex(16)}}
 
 
-def service_account(cluster: Object) -> Object:
-    """Whom the autoscaler acts as."""
+def autoscaler_rights(cluster: Object) -> list[tuple[str, Object]]:
+    """Whom the autoscaler acts as, and what that may do; each with its resource."""
     namespace, name = key_of(cluster)
     meta = {"name": name, "namespace": namespace, "ownerReferences": owned_by(cluster)}
-    return {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": meta}
+    account = cluster["spec"]["headGroupSpec"]["template"]["spec"].get("serviceAccountName", name)
+    rights: list[tuple[str, str, list[str]]] = [
+        ("", "pods", ["get", "list", "watch", "patch"]),
+        ("", "pods/resize", ["patch"]),
+        ("ray.io", "rayclusters", ["get", "patch"]),
+    ]
+    rules = [{"apiGroups": [group], "resources": [what], "verbs": verbs} for group, what, verbs in rights]
+    version = "rbac.authorization.k8s.io/v1"
+    subject = {"kind": "ServiceAccount", "name": account, "namespace": namespace}
+    reference = {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": name}
+    made: list[tuple[str, Object]] = [
+        ("roles", {"apiVersion": version, "kind": "Role", "metadata": meta, "rules": rules}),
+        (
+            "rolebindings",
+            {
+                "apiVersion": version,
+                "kind": "RoleBinding",
+                "metadata": meta,
+                "subjects": [subject],
+                "roleRef": reference,
+            },
+        ),
+    ]
+    if account == name:
+        made.insert(0, ("serviceaccounts", {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": meta}))
+    return made
 
 
-def _ray_pod(cluster: Object, template: Object, node_type: str, group: str, infix: str, nowhere: bool) -> Object:
-    namespace, name = key_of(cluster)
-    pod: Object = {"apiVersion": "v1", "kind": "Pod", **deepcopy(template)}
-    meta = pod.setdefault("metadata", {})
-    labels = {**meta.get("labels", {}), CLUSTER: name, NODE_TYPE: node_type, GROUP: group}
-    generated = f"{name}-{infix}"[:50].rstrip("-") + f"-{suffix()}"
-    meta.update(name=generated, namespace=namespace, labels=labels, ownerReferences=owned_by(cluster))
-    spec = cluster["spec"]
-    if spec.get("enableInTreeAutoscaling") and spec.get("autoscalerOptions", {}).get("version") == "v2":
-        pod["spec"]["restartPolicy"] = "Never"
-    if nowhere:
-        pod["spec"]["nodeSelector"] = NOWHERE
-    container = pod["spec"]["containers"][0]
-    container.setdefault("env", []).extend(_token_env(spec, name))
-    _shared_memory(pod["spec"], container)
-    start = "ray start --head --block" if node_type == "head" else "ray start --block"
-    container.setdefault("command", ["/bin/bash", "-c", "--"])
-    container.setdefault("args", [f"ulimit -n 65536; {start}"])
-    return pod
-
-
-def _shared_memory(spec: Object, container: Object) -> None:
-    """/dev/shm as large as the container's memory limit, unless it is mounted already."""
-    mounts: list[Any] = container.setdefault("volumeMounts", [])
-    if any(mount["mountPath"] == "/dev/shm" for mount in mounts):
-        return
-    resources = container.get("resources", {})
-    size = resources.get("limits", {}).get("memory") or resources.get("requests", {}).get("memory")
-    volume: Object = {"medium": "Memory", **({"sizeLimit": size} if size else {})}
-    spec.setdefault("volumes", []).append({"name": "shared-mem", "emptyDir": volume})
-    mounts.append({"name": "shared-mem", "mountPath": "/dev/shm"})
-
-
-def _token_env(spec: Object, cluster: str) -> list[Object]:
+def token_env(spec: Object, cluster: str) -> list[Object]:
+    """How a container proves itself to Ray, if the cluster asks for that."""
     options = spec.get("authOptions", {})
     if options.get("mode") != "token":
         return []

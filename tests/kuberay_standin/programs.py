@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Protocol
 
 from kuberay_standin.api import Key
-from kuberay_standin.dashboard import TERMINAL, Dashboards, RayJob, submitted
+from kuberay_standin.dashboard import Dashboards, RayJob, submitted
+from kuberay_standin.job_api import TERMINAL
 from kuberay_standin.processes import Process
 from kuberay_standin.script import Behaviour, Pace
 

@@ -7,17 +7,13 @@ condition ReplicaFailure and as an event on the RayCluster, and are tried again 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from kuberay_standin import manifests
+from kuberay_standin import manifests, pods
 from kuberay_standin.api import Api, ApiError, Mirror, Object, key_of, timestamp
 from kuberay_standin.script import Pace, Script
-
-Report = Callable[..., None]
-"""`Kubelet.event`."""
 
 
 @dataclass
@@ -31,8 +27,8 @@ class Retry:
 class RayClusters:
     """Reconciles RayClusters."""
 
-    def __init__(self, api: Api, mirror: Mirror, script: Script, pace: Pace, report: Report) -> None:
-        self._api, self._mirror, self._script, self._pace, self._report = api, mirror, script, pace, report
+    def __init__(self, api: Api, mirror: Mirror, script: Script, pace: Pace) -> None:
+        self._api, self._mirror, self._script, self._pace = api, mirror, script, pace
         self._furnished: set[str] = set()
         self._retries: dict[str, Retry] = {}
 
@@ -58,7 +54,7 @@ class RayClusters:
         if auth.get("mode") == "token" and "secretName" not in auth:
             extras.append(("secrets", manifests.auth_secret(cluster)))
         if cluster["spec"].get("enableInTreeAutoscaling"):
-            extras.append(("serviceaccounts", manifests.service_account(cluster)))
+            extras += manifests.autoscaler_rights(cluster)
         for resource, obj in extras:
             try:
                 self._api.create(resource, obj)
@@ -73,14 +69,15 @@ class RayClusters:
             heads = self._clear(cluster, "head", "headgroup")
             stays_away = cluster["metadata"].get("annotations", {}).get(manifests.HEAD_STAYS_AWAY) == "true"
             if not heads and not (stays_away and _is(cluster, "RayClusterProvisioned")):
-                self._create(cluster, manifests.head_pod(cluster, behaviour.head == "unschedulable"), "Head")
+                self._create(cluster, pods.head_pod(cluster, behaviour.head == "unschedulable"), "Head")
             for group in cluster["spec"].get("workerGroupSpecs", ()):
-                present = self._clear(cluster, "worker", group["groupName"])
+                present = self._named(cluster, group, self._clear(cluster, "worker", group["groupName"]))
                 for _ in range(_wanted(group) - len(present)):
-                    pod = manifests.worker_pod(cluster, group, behaviour.worker == "unschedulable")
+                    pod = pods.worker_pod(cluster, group, behaviour.worker == "unschedulable")
                     self._create(cluster, pod, "Worker")
-                for pod in islice(present, _wanted(group), None):
-                    self._api.delete("pods", pod)
+                if not cluster["spec"].get("enableInTreeAutoscaling"):  # else only the autoscaler chooses
+                    for pod in islice(present, _wanted(group), None):
+                        self._api.delete("pods", pod)
         except _RefusedError as refused:
             retry.at, retry.delay = now + retry.delay * self._pace.scale, min(2 * retry.delay, 300.0)
             reason = f"FailedCreate{refused.what}Pod"
@@ -88,16 +85,25 @@ class RayClusters:
         retry.delay = 1.0
         return None
 
+    def _named(self, cluster: Object, group: Object, present: list[Object]) -> list[Object]:
+        """The pods of a group without those that the autoscaler named; these are deleted, and count no more."""
+        named = group.get("scaleStrategy", {}).get("workersToDelete", ())
+        for pod in present:
+            if pod["metadata"]["name"] in named and "deletionTimestamp" not in pod["metadata"]:
+                self._api.delete("pods", pod)
+                message = f"Deleted pod {'/'.join(key_of(pod))}"
+                self._api.event(cluster, "DeletedWorkerPod", message, kind="Normal", source="raycluster-controller")
+        return [pod for pod in present if pod["metadata"]["name"] not in named]
+
     def _clear(self, cluster: Object, node_type: str, group: str) -> list[Object]:
         """The pods of a group that are there; those that have ended are deleted."""
         found = [pod for pod in self._of(cluster, node_type) if pod["metadata"]["labels"][manifests.GROUP] == group]
         for pod in found:
-            ended = pod["status"].get("phase") in ("Failed", "Succeeded")
-            if ended and "deletionTimestamp" not in pod["metadata"]:
+            if _ended(pod) and "deletionTimestamp" not in pod["metadata"]:
                 self._api.delete("pods", pod)
                 what = "head" if node_type == "head" else "worker"
                 message = f"Deleted {what} Pod {'/'.join(key_of(pod))}; Pod status: {pod['status']['phase']}"
-                self._report(
+                self._api.event(
                     cluster, f"Deleted{what.title()}Pod", message, kind="Normal", source="raycluster-controller"
                 )
         return found
@@ -108,9 +114,9 @@ class RayClusters:
             self._mirror.put("pods", self._api.create("pods", pod))
         except ApiError as error:
             message = f"Failed to create {where}, {error}"
-            self._report(cluster, f"FailedToCreate{what}Pod", message, source="raycluster-controller")
+            self._api.event(cluster, f"FailedToCreate{what}Pod", message, source="raycluster-controller")
             raise _RefusedError(what, message) from error
-        self._report(cluster, f"Created{what}Pod", f"Created {where}", kind="Normal", source="raycluster-controller")
+        self._api.event(cluster, f"Created{what}Pod", f"Created {where}", kind="Normal", source="raycluster-controller")
 
     def _of(self, cluster: Object, node_type: str) -> list[Object]:
         def mine(pod: Object) -> bool:
@@ -179,6 +185,16 @@ class _RefusedError(Exception):
     def __init__(self, what: str, message: str) -> None:
         super().__init__(message)
         self.what = what
+
+
+def _ended(pod: Object) -> bool:
+    """Whether Ray will not run in it again: the pod is over, or Ray's container is and stays so."""
+    status = pod["status"]
+    if status.get("phase") in ("Failed", "Succeeded"):
+        return True
+    ray = pod["spec"]["containers"][0]["name"]
+    over = any(s["name"] == ray and "terminated" in s.get("state", {}) for s in status.get("containerStatuses", ()))
+    return over and pod["spec"].get("restartPolicy") == "Never"
 
 
 def _wanted(group: Object) -> int:

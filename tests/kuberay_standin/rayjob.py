@@ -10,14 +10,14 @@ here looks at pods: KubeRay knows the RayCluster's status, the submitter's Job a
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from copy import deepcopy
 
 from kuberay_standin import manifests
 from kuberay_standin.api import Api, ApiError, Mirror, Object, key_of, seconds_of, timestamp
-from kuberay_standin.dashboard import TERMINAL, Dashboards
-from kuberay_standin.raycluster import Report
+from kuberay_standin.job_api import TERMINAL, JobApi, UnreachableError
 from kuberay_standin.script import Pace, Script
 
 _KEPT_WHEN_SUSPENDED = ("startTime", "endTime", "failed", "succeeded")
@@ -29,11 +29,9 @@ _CONTROLLER_SECONDS = 30.0  # the Job controller is a real one, and does not kno
 class RayJobs:
     """Reconciles RayJobs."""
 
-    def __init__(
-        self, api: Api, mirror: Mirror, dashboards: Dashboards, script: Script, pace: Pace, report: Report
-    ) -> None:
+    def __init__(self, api: Api, mirror: Mirror, dashboards: JobApi, script: Script, pace: Pace) -> None:
         self._api, self._mirror, self._dashboards = api, mirror, dashboards
-        self._script, self._pace, self._report = script, pace, report
+        self._script, self._pace = script, pace
         self._stopped: dict[str, float] = {}
 
     def reconcile(self, job: Object, now: float) -> None:
@@ -51,7 +49,7 @@ class RayJobs:
         refusal = ("InvalidRayJobSpec", behaviour.invalid) if behaviour.invalid else manifests.invalid(job)
         if refusal:
             reason, sentence = refusal
-            self._report(job, reason, f"{'/'.join(key_of(job))}: {sentence}", source=_SOURCE)
+            self._api.event(job, reason, f"{'/'.join(key_of(job))}: {sentence}", source=_SOURCE)
             status |= {"jobDeploymentStatus": "ValidationFailed", "reason": "ValidationFailed", "message": sentence}
             self._write(job, status)
             return
@@ -93,7 +91,7 @@ class RayJobs:
             cluster = self._api.create("rayclusters", manifests.ray_cluster(job, status["rayClusterName"]))
             self._mirror.put("rayclusters", cluster)
             message = f"Created RayCluster {'/'.join(key_of(cluster))}"
-            self._report(job, "CreatedRayCluster", message, kind="Normal", source=_SOURCE)
+            self._api.event(job, "CreatedRayCluster", message, kind="Normal", source=_SOURCE)
         status["rayClusterStatus"] = deepcopy(cluster.get("status", {}))
         if cluster.get("status", {}).get("state") != "ready":
             return
@@ -109,10 +107,10 @@ class RayJobs:
                 self._mirror.put("jobs", self._api.create("jobs", submitter))
             except ApiError as error:
                 message = f"Failed to create new Kubernetes Job {namespace}/{name}: {error}"
-                self._report(job, "FailedToCreateRayJobSubmitter", message, source=_SOURCE)
+                self._api.event(job, "FailedToCreateRayJobSubmitter", message, source=_SOURCE)
                 raise
             message = f"Created Kubernetes Job {namespace}/{name}"
-            self._report(job, "CreatedRayJobSubmitter", message, kind="Normal", source=_SOURCE)
+            self._api.event(job, "CreatedRayJobSubmitter", message, kind="Normal", source=_SOURCE)
         status["jobDeploymentStatus"] = "Waiting" if mode == "InteractiveMode" else "Running"
 
     def _waiting(self, job: Object, status: Object, now: float) -> None:
@@ -148,32 +146,32 @@ class RayJobs:
                 words = f"{timestamp(finished)} but the ray job did not reach terminal state"
                 status["message"] = f"The RayJob submitter finished at {words} within {self._pace.finished:g}s"
                 return
-        dashboard = self._dashboards.find((key_of(job)[0], status["rayClusterName"]))
-        if dashboard is None:
+        where = key_of(job)[0], status["rayClusterName"]
+        try:
+            ray_job = self._dashboards.job(where, status["jobId"])
+            if ray_job is None and not has_submitter:
+                self._dashboards.submit(where, status["jobId"], job["spec"]["entrypoint"])
+        except UnreachableError:
             since = status.setdefault("jobStatusCheckFailureStartTime", timestamp())
             if time.time() >= seconds_of(since) + self._pace.unreachable:
                 status |= {"jobDeploymentStatus": "Failed", "reason": "JobStatusCheckTimeoutExceeded"}
                 status["message"] = f"The Ray dashboard could not be reached for {self._pace.unreachable:g}s"
             return
         status.pop("jobStatusCheckFailureStartTime", None)
-        ray_job = dashboard.jobs.get(status["jobId"])
         if ray_job is None:
-            if not has_submitter:
-                dashboard.submit(status["jobId"], job["spec"]["entrypoint"], now)
-            elif finished:
+            if finished:
                 status |= {"jobDeploymentStatus": "Failed", "reason": "AppFailed"}
                 status["message"] = "Submitter completed but Ray job not found in RayCluster."
             return
-        wall = time.time() - now  # run times are those of a clock that does not jump
-        info = {"startTime": timestamp(ray_job.started + wall)} if ray_job.started else {}
+        info = {"startTime": timestamp(ray_job.started)} if ray_job.started else {}
         if ray_job.ended:
-            info["endTime"] = timestamp(ray_job.ended + wall)
+            info["endTime"] = timestamp(ray_job.ended)
         status |= {"jobStatus": ray_job.status, "message": ray_job.message, "rayJobInfo": info}
         if cluster := self._cluster(job):
             status["rayClusterStatus"] = deepcopy(cluster.get("status", {}))
         if ray_job.status not in TERMINAL:
             return
-        late = now >= ray_job.ended + max(self._pace.unreachable, _CONTROLLER_SECONDS)
+        late = time.time() >= ray_job.ended + max(self._pace.unreachable, _CONTROLLER_SECONDS)
         if finished or not has_submitter or late:
             failed = ray_job.status == "FAILED"
             status["jobDeploymentStatus"] = "Failed" if failed else "Complete"
@@ -212,7 +210,7 @@ class RayJobs:
             if cluster and "deletionTimestamp" not in cluster["metadata"]:
                 self._api.delete("rayclusters", cluster)
                 message = f"Deleted cluster {'/'.join(key_of(cluster))}"
-                self._report(job, "DeletedRayCluster", message, kind="Normal", source=_SOURCE)
+                self._api.event(job, "DeletedRayCluster", message, kind="Normal", source=_SOURCE)
 
     # What several states share ---------------------------------------------------------------------------------------
 
@@ -242,9 +240,11 @@ class RayJobs:
             return
         if meta["uid"] not in self._stopped:
             self._stopped[meta["uid"]] = now
-            dashboard = self._dashboards.find((meta["namespace"], status.get("rayClusterName", "")))
-            if dashboard and status.get("jobId") in dashboard.jobs:
-                dashboard.jobs[status["jobId"]].stop(now)
+            if status.get("jobStatus", "") not in TERMINAL:
+                with contextlib.suppress(UnreachableError):  # then nothing runs
+                    self._dashboards.stop(
+                        (meta["namespace"], status.get("rayClusterName", "")), status.get("jobId", "")
+                    )
         if now < self._stopped[meta["uid"]] + self._script.of(*key_of(job)).finalizer_seconds:
             return
         rest = [f for f in meta["finalizers"] if f != manifests.FINALIZER]

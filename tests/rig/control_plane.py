@@ -65,12 +65,21 @@ class ControlPlane:
     """Starts a control plane on entry and throws it away on exit.
 
     `flags`: more flags for a component, by its name. `audit`: keep a log of all requests, for `audit_log`. `history`:
-    keep every version of every object, for `rig.history`.
+    keep every version of every object, for `rig.history`. `host`: the address of this machine on which the apiserver
+    listens. `users`: more users with a kubeconfig: Kubernetes user and group by name.
     """
 
     def __init__(
-        self, *, audit: bool = False, history: bool = False, flags: Mapping[str, Sequence[str]] | None = None
+        self,
+        *,
+        audit: bool = False,
+        history: bool = False,
+        flags: Mapping[str, Sequence[str]] | None = None,
+        host: str = HOST,
+        users: Mapping[str, tuple[str, str]] | None = None,
     ) -> None:
+        self.host = host
+        self._users = {**_USERS, **(users or {})}
         self._flags = dict(flags or {})
         self._audit = audit
         self.keeps_history = history
@@ -109,7 +118,7 @@ class ControlPlane:
     @property
     def url(self) -> str:
         """Where the apiserver listens."""
-        return f"https://{HOST}:{self.port}"
+        return f"https://{self.host}:{self.port}"
 
     @property
     def ca_file(self) -> Path:
@@ -184,7 +193,7 @@ class ControlPlane:
         self, method: str, path: str, body: object = None, *, content: str = "application/json", timeout: float = 10
     ) -> dict[str, Any]:
         """One request as admin, without retries. Raises RequestError if it is refused, OSError if nobody answers."""
-        connection = http.client.HTTPSConnection(HOST, self.port, timeout=timeout, context=self._tls())
+        connection = http.client.HTTPSConnection(self.host, self.port, timeout=timeout, context=self._tls())
         headers = {"Authorization": f"Bearer {self._admin_token}", "Content-Type": content}
         return _json(connection, method, path, headers, body)
 
@@ -275,9 +284,9 @@ class ControlPlane:
         for folder in (pki, self.directory / "log"):
             folder.mkdir(mode=0o700)
         subprocess.run(["openssl", "genrsa", "-out", f"{pki}/sa.key", "2048"], capture_output=True, check=True)
-        tokens = {user: secrets.token_hex(16) for user in _USERS}
+        tokens = {user: secrets.token_hex(16) for user in self._users}
         self._admin_token = tokens["admin"]
-        rows = [f'{tokens[user]},{name},{user},"{group}"\n' for user, (name, group) in _USERS.items()]
+        rows = [f'{tokens[user]},{name},{user},"{group}"\n' for user, (name, group) in self._users.items()]
         (pki / "tokens.csv").write_text("".join(rows))
 
         client, peer = f"http://{HOST}:{self.etcd_port}", f"http://{HOST}:{etcd_peer_port}"
@@ -295,14 +304,15 @@ class ControlPlane:
         self._component(
             "kube-apiserver",
             f"--etcd-servers={client}",
-            f"--bind-address={HOST}",
-            f"--advertise-address={HOST}",
+            f"--bind-address={self.host}",
+            f"--advertise-address={self.host}",
             f"--secure-port={self.port}",
             f"--cert-dir={pki}",  # empty: it writes a self-signed apiserver.crt there, which is its own authority
             f"--token-auth-file={pki}/tokens.csv",
-            "--authorization-mode=RBAC",
-            # Stricter than the default, as on OpenShift: blockOwnerDeletion needs `update` on the owner's finalizers.
-            "--enable-admission-plugins=OwnerReferencesPermissionEnforcement",
+            "--authorization-mode=Node,RBAC",
+            # NodeRestriction as everywhere. The other one is stricter than the default, as on OpenShift:
+            # blockOwnerDeletion needs `update` on the owner's finalizers.
+            "--enable-admission-plugins=NodeRestriction,OwnerReferencesPermissionEnforcement",
             "--service-cluster-ip-range=10.96.0.0/16",
             f"--service-account-issuer={_ISSUER}",
             f"--service-account-key-file={pki}/sa.key",

@@ -23,6 +23,9 @@ Object = dict[str, Any]
 class _World:
     objects: dict[tuple[str, str], Object] = field(default_factory=dict)
     """What exists, by resource and place."""
+    pipelines: dict[str, Object] = field(default_factory=dict)
+    """The last version of each pipeline by uid, deleted ones included: a child may be born while its owner is deleted,
+    and is collected then."""
     made: defaultdict[str, int] = field(default_factory=lambda: defaultdict(int))
     """How often an attempt's object was created, by the pipeline's uid and its own name."""
 
@@ -54,6 +57,7 @@ def violations(changes: Iterable[Change]) -> list[str]:
         labels = change.object["metadata"].get("labels", {})
         ours = {PIPELINE, STAGE, ATTEMPT} <= labels.keys()
         if change.resource == RESOURCES[0]:
+            world.pipelines[change.object["metadata"]["uid"]] = change.object
             problems = _pipeline(before or {}, change.object)
         elif change.resource == "pods":
             problems = _started(world, change, labels) if ours and before is None else ()
@@ -66,7 +70,7 @@ def violations(changes: Iterable[Change]) -> list[str]:
 
 def _created(world: _World, change: Change, labels: Object) -> Iterator[str]:
     assert change.object is not None
-    namespace, _, name = change.place.partition("/")
+    name = change.place.rpartition("/")[2]
     owner = change.object["metadata"]["ownerReferences"][0]
     if owner["kind"] != "CamelPipeline":  # a submitter's Job
         return
@@ -74,7 +78,7 @@ def _created(world: _World, change: Change, labels: Object) -> Iterator[str]:
     world.made[place] += 1
     if world.made[place] > 1:
         yield "was created a second time"
-    pipeline = world.objects.get((RESOURCES[0], f"{namespace}/{labels[PIPELINE]}"), {})
+    pipeline = world.pipelines.get(owner["uid"], {})
     stages = pipeline.get("status", {}).get("stages", ())
     if name not in [stage.get("current", {}).get("name") for stage in stages]:
         yield "was created, and the status did not name it"

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import http.client
+import json
 import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from rig.control_plane import ControlPlane, RequestError
 from rig.process import HOST, Process, RigError
 
 MANIFESTS = Path(__file__).parents[2] / "manifests"
+_JUMPING = Path(__file__).with_name("jumping.py")
 NAMESPACE = "camel-ray-system"
 ACCOUNT = "camel-ray"
 _LEASE = f"/apis/coordination.k8s.io/v1/namespaces/{NAMESPACE}/leases/camel-ray-operator"
@@ -42,23 +47,36 @@ class Operator:
 
 
 def install(control_plane: ControlPlane) -> None:
-    """What `kubectl apply -f manifests/` brings: the CRD, the account, its rights."""
+    """What manifests/install.yaml brings, except the Deployment: there is no kubelet, replicas are processes here."""
     control_plane.apply_crds(MANIFESTS / "crd.yaml")
-    control_plane.kubectl("apply", "--server-side", f"--filename={MANIFESTS}/rbac.yaml")
+    others = [each for each in installation() if each["kind"] not in ("CustomResourceDefinition", "Deployment")]
+    applied = {"apiVersion": "v1", "kind": "List", "items": others}
+    control_plane.kubectl("apply", "--server-side", "--force-conflicts", "--filename=-", input=json.dumps(applied))
+
+
+def installation() -> list[dict[str, Any]]:
+    """The objects of manifests/install.yaml."""
+    with (MANIFESTS / "install.yaml").open() as file:
+        return list(yaml.load_all(file, yaml.CSafeLoader))
 
 
 def start_operator(
-    control_plane: ControlPlane, identity: str = "operator", *options: str, kubeconfig: Path | None = None
+    control_plane: ControlPlane,
+    identity: str = "operator",
+    *options: str,
+    kubeconfig: Path | None = None,
+    clock: Path | None = None,
 ) -> Operator:
     """Start a replica and wait until it has seen everything it watches.
 
     `options`: more of its command line. `kubeconfig`: another way to the apiserver than its own service account's.
+    `clock`: a file with the seconds that its machine's clock is wrong by; it may change (`jumping.py`).
     """
     name = f"operator-{identity}"
     log = control_plane.directory / f"log/{name}.log"
     before = log.stat().st_size if log.exists() else 0
     command = [
-        *(sys.executable, "-m", "camel_ray.operator.main"),
+        *(sys.executable, *(("-P", str(_JUMPING), str(clock)) if clock else ("-m",)), "camel_ray.operator.main"),
         f"--kubeconfig={kubeconfig or control_plane.service_account(NAMESPACE, ACCOUNT)}",
         f"--namespace={NAMESPACE}",
         f"--identity={identity}",

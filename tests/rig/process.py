@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 HOST = "127.0.0.1"
+CACHE = Path(os.environ.get("CAMEL_RAY_CACHE") or "~/.cache/camel-ray").expanduser() / "rig"
+"""Where the rig keeps what it builds; tests/rig/build.sh says the same."""
 _BUILD = Path(__file__).with_name("build.sh")
 
 

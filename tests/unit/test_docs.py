@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import functools
 import re
 from pathlib import Path
 
@@ -10,12 +12,12 @@ import pytest
 from camel_ray.api.load import load_pipeline, load_pipeline_text
 
 ROOT = Path(__file__).parents[2]
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "jobs").rglob("*.md")])
 PIPELINES = [
     pytest.param(text, id=f"{page.relative_to(ROOT)}-{number}")
     for page in PAGES
     for number, text in enumerate(re.findall(r"^```yaml\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE))
-    if text.startswith("apiVersion:")
+    if "kind: CamelPipeline" in text
 ]
 
 
@@ -33,3 +35,51 @@ def test_pipeline_in_the_documentation_is_valid(text: str) -> None:
 @pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.yaml")), ids=lambda path: path.name)
 def test_example_is_valid(path: Path) -> None:
     assert load_pipeline(path).spec.stages
+
+
+QUOTED = re.findall(r"^> (.+)$", (ROOT / "docs/guide/troubleshooting.md").read_text(), re.MULTILINE)
+
+
+@functools.cache
+def sentences() -> list[str]:
+    """The texts in the package's code; a NUL for each value that is put in."""
+    found = []
+    for path in (ROOT / "camel_ray").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.JoinedStr):
+                found.append("".join(v.value if isinstance(v, ast.Constant) else "\0" for v in node.values))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.append(node.value)
+    return found
+
+
+@pytest.mark.parametrize("message", QUOTED)
+def test_a_message_of_the_troubleshooting_guide_is_one_of_the_code(message: str) -> None:
+    said = re.compile(".*".join(re.escape(part) for part in message.split("...")), re.DOTALL)
+    assert any(said.search(text) for text in sentences())
+
+
+NAMED = sorted(
+    {
+        (page.relative_to(ROOT).as_posix(), found)
+        for page in PAGES
+        for found in re.findall(r"tests/[\w/]+\.py(?:::\w+)?", page.read_text())
+    }
+)
+
+
+@pytest.mark.parametrize(("page", "named"), NAMED)
+def test_a_test_that_the_documentation_names_exists(page: str, named: str) -> None:
+    file, _, name = named.partition("::")
+    assert (ROOT / file).is_file(), page
+    assert not name or re.search(rf"^def {name}\(", (ROOT / file).read_text(), re.MULTILINE), page
+
+
+@pytest.mark.parametrize(
+    "page",
+    [*PAGES, *sorted((ROOT / "jobs").rglob("*.yaml")), *sorted((ROOT / "examples").glob("*.yaml"))],
+    ids=lambda page: str(page.relative_to(ROOT)),
+)
+def test_files_that_commands_name_exist(page: Path) -> None:
+    named = re.findall(r"(?<![\w/.])((?:charts|examples|jobs|manifests)/[-\w./]*\w)", page.read_text())
+    assert [file for file in named if not (ROOT / file).exists()] == []

@@ -15,7 +15,7 @@ import camel_ray
 ROOT = Path(__file__).parents[2]
 HEAVY = ("torch", "ray", "transformers", "deepspeed", "trl", "datasets", "pyarrow", "numpy", "pandas")
 TEXT = {".cfg", ".json", ".md", ".py", ".sh", ".toml", ".txt", ".yaml", ".yml", ".html", ".css", ".js", ""}
-OWN = ("camel_ray", "tests", "docs", "examples", "benchmarks", "tools", ".ci")
+OWN = ("camel_ray", "tests", "docs", "examples", "jobs", "charts", "manifests", "benchmarks", "tools", ".ci")
 
 
 def own_files() -> Iterator[Path]:

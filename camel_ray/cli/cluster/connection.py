@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import inspect
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from camel_ray.cli.console import DebugOption
 from camel_ray.errors import CamelError, PermanentError, RetryableError, SpecError
 
 if TYPE_CHECKING:
@@ -23,18 +25,6 @@ MANAGER = "camel-ray-cli"
 """Field manager of what the commands write."""
 
 PipelineName = Annotated[str, typer.Argument(metavar="NAME", help="Name of the pipeline.", show_default=False)]
-NamespaceOption = Annotated[
-    str | None,
-    typer.Option(
-        "--namespace", "-n", metavar="NAMESPACE", help="Namespace. Default: that of the kubeconfig's context."
-    ),
-]
-ContextOption = Annotated[
-    str | None, typer.Option("--context", metavar="NAME", help="Context of the kubeconfig. Default: its current one.")
-]
-KubeconfigOption = Annotated[
-    str | None, typer.Option("--kubeconfig", metavar="FILE", help="Default: $KUBECONFIG, or ~/.kube/config.")
-]
 
 
 @dataclass(frozen=True)
@@ -64,32 +54,74 @@ class Cluster:
         )
 
 
-@contextmanager
-def connect(namespace: str | None, context: str | None, kubeconfig: str | None) -> Iterator[Cluster]:
-    """The cluster of a kubeconfig, or of the pod this runs in where there is none.
+@dataclass(frozen=True)
+class Reach:
+    """How the command line says to reach a cluster; None where it says nothing."""
 
-    Within it errors of the API server become a CamelError: PermanentError (kubeconfig, rights, operator not installed),
-    SpecError (the server refuses the object), RetryableError (no answer).
-    """
-    from camel_ray.operator.kube.client import Client
-    from camel_ray.operator.kube.config import ConfigError
-    from camel_ray.operator.kube.errors import KubeError
+    namespace: str | None
+    context: str | None
+    kubeconfig: str | None
 
-    try:
-        config = _config(context, kubeconfig)
-        client = Client(config, manager=MANAGER)
-    except ConfigError as error:
-        raise PermanentError(str(error).rstrip(".")) from error
-    try:
-        chosen = namespace or config.namespace
+    @contextmanager
+    def connect(self, namespace: str | None = None) -> Iterator[Cluster]:
+        """The cluster of a kubeconfig, or of the pod this runs in where there is none.
+
+        `namespace`: instead of the context's, where the command line says none. Within it errors of the API server
+        become a CamelError: PermanentError (kubeconfig, rights, operator not installed), SpecError (the server refuses
+        the object), RetryableError (no answer).
+        """
+        from camel_ray.operator.kube.client import Client
+        from camel_ray.operator.kube.config import ConfigError
+        from camel_ray.operator.kube.errors import KubeError
+
         try:
-            yield Cluster(client, chosen, config.server)
-        except ConfigError as error:  # a login plugin that is asked again
+            config = _config(self.context, self.kubeconfig)
+            client = Client(config, manager=MANAGER)
+        except ConfigError as error:
             raise PermanentError(str(error).rstrip(".")) from error
-        except KubeError as error:
-            raise explained(error, chosen, config.server) from error
-    finally:
-        client.close()
+        try:
+            chosen = self.namespace or namespace or config.namespace
+            try:
+                yield Cluster(client, chosen, config.server)
+            except ConfigError as error:  # a login plugin that is asked again
+                raise PermanentError(str(error).rstrip(".")) from error
+            except KubeError as error:
+                raise explained(error, chosen, config.server) from error
+        finally:
+            client.close()
+
+
+def add_command(app: typer.Typer, command: Callable[..., None]) -> None:
+    """Add a command that talks to a cluster: its first parameter, `reach`, becomes the options of `_reach`."""
+    own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.name != "reach"]
+    shared = inspect.signature(_reach, eval_str=True).parameters
+
+    def run(**given: Any) -> None:
+        command(_reach(**{name: given.pop(name) for name in shared}), **given)
+
+    run.__name__, run.__doc__ = command.__name__, command.__doc__
+    run.__signature__ = inspect.Signature([*own, *shared.values()])  # type: ignore[attr-defined]
+    run.__annotations__ = {p.name: p.annotation for p in (*own, *shared.values())}
+    app.command(rich_help_panel=PANEL)(run)
+
+
+def _reach(
+    namespace: Annotated[
+        str | None,
+        typer.Option(
+            "--namespace", "-n", metavar="NAMESPACE", help="Namespace. Default: that of the kubeconfig's context."
+        ),
+    ] = None,
+    context: Annotated[
+        str | None,
+        typer.Option("--context", metavar="NAME", help="Context of the kubeconfig. Default: its current one."),
+    ] = None,
+    kubeconfig: Annotated[
+        str | None, typer.Option("--kubeconfig", metavar="FILE", help="Default: $KUBECONFIG, or ~/.kube/config.")
+    ] = None,
+    debug: DebugOption = False,
+) -> Reach:
+    return Reach(namespace, context, kubeconfig)
 
 
 def _config(context: str | None, kubeconfig: str | None) -> Any:
@@ -168,7 +200,8 @@ def _kind_is_unknown(error: KubeError) -> bool:
 
 def _no_kind() -> CamelError:
     return PermanentError(
-        "the cluster does not know CamelPipelines; install the operator: `kubectl apply --server-side -f manifests/`"
+        "the cluster does not know CamelPipelines; install the operator: `helm install camel-ray charts/camel-ray`, or "
+        "`kubectl apply --server-side -f manifests/install.yaml`"
     )
 
 

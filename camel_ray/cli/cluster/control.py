@@ -13,20 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from camel_ray.cli.cluster.connection import (
-    PANEL,
-    Cluster,
-    ContextOption,
-    KubeconfigOption,
-    NamespaceOption,
-    Object,
-    PipelineName,
-    connect,
-    status_of,
-)
+from camel_ray.cli.cluster.connection import Cluster, Object, PipelineName, Reach, add_command, status_of
 from camel_ray.cli.cluster.status import over
 from camel_ray.cli.cluster.watching import follow
-from camel_ray.cli.console import DebugOption, print_error
+from camel_ray.cli.console import print_error
 from camel_ray.errors import PermanentError
 
 if TYPE_CHECKING:
@@ -37,22 +27,19 @@ WaitOption = Annotated[bool, typer.Option("--wait", help="Come back only when th
 
 def register(app: typer.Typer) -> None:
     """Add the commands of this file."""
-    app.command(rich_help_panel=PANEL)(suspend)
-    app.command(rich_help_panel=PANEL)(resume)
-    app.command(rich_help_panel=PANEL)(cancel)
-    app.command(rich_help_panel=PANEL)(retry)
+    add_command(app, suspend)
+    add_command(app, resume)
+    add_command(app, cancel)
+    add_command(app, retry)
 
 
 def suspend(
+    reach: Reach,
     name: PipelineName,
     wait: WaitOption = False,
-    namespace: NamespaceOption = None,
-    context: ContextOption = None,
-    kubeconfig: KubeconfigOption = None,
-    debug: DebugOption = False,
 ) -> None:
     """Stop a pipeline after the running attempt's checkpoint and free its machines, until `resume`."""
-    with connect(namespace, context, kubeconfig) as cluster:
+    with reach.connect() as cluster:
         pipeline = cluster.pipeline(name)
         told = status_of(pipeline)
         if over(pipeline, told):
@@ -67,15 +54,12 @@ def suspend(
 
 
 def resume(
+    reach: Reach,
     name: PipelineName,
     wait: WaitOption = False,
-    namespace: NamespaceOption = None,
-    context: ContextOption = None,
-    kubeconfig: KubeconfigOption = None,
-    debug: DebugOption = False,
 ) -> None:
     """Let a suspended pipeline go on where it stopped."""
-    with connect(namespace, context, kubeconfig) as cluster:
+    with reach.connect() as cluster:
         if not _suspended(cluster.pipeline(name)):
             _say(name, "is not suspended")
             return
@@ -86,15 +70,12 @@ def resume(
 
 
 def cancel(
+    reach: Reach,
     name: PipelineName,
     wait: WaitOption = False,
-    namespace: NamespaceOption = None,
-    context: ContextOption = None,
-    kubeconfig: KubeconfigOption = None,
-    debug: DebugOption = False,
 ) -> None:
     """End a pipeline. What it made stays in its storage, and `retry` continues there."""
-    with connect(namespace, context, kubeconfig) as cluster:
+    with reach.connect() as cluster:
         pipeline = cluster.pipeline(name)
         told = status_of(pipeline)
         if over(pipeline, told):
@@ -106,19 +87,16 @@ def cancel(
 
 
 def retry(
+    reach: Reach,
     name: PipelineName,
     first: Annotated[
         str | None,
         typer.Option("--from", metavar="STAGE", help="Run this stage and all after it again, from nothing."),
     ] = None,
     wait: WaitOption = False,
-    namespace: NamespaceOption = None,
-    context: ContextOption = None,
-    kubeconfig: KubeconfigOption = None,
-    debug: DebugOption = False,
 ) -> None:
     """Run again what failed or was cancelled, continuing from its checkpoint; or everything from a stage on."""
-    with connect(namespace, context, kubeconfig) as cluster:
+    with reach.connect() as cluster:
         pipeline = cluster.pipeline(name)
         if reason := _no_retry(name, status_of(pipeline), first):
             raise PermanentError(reason)

@@ -10,17 +10,9 @@ from typing import Annotated, Any
 
 import typer
 
-from camel_ray.cli.cluster.connection import (
-    PANEL,
-    ContextOption,
-    KubeconfigOption,
-    NamespaceOption,
-    Object,
-    connect,
-    status_of,
-)
+from camel_ray.cli.cluster.connection import Object, Reach, add_command, status_of
 from camel_ray.cli.cluster.view import age, one_line
-from camel_ray.cli.console import DebugOption, print_error
+from camel_ray.cli.console import print_error
 
 
 class Output(StrEnum):
@@ -34,24 +26,21 @@ class Output(StrEnum):
 
 def register(app: typer.Typer) -> None:
     """Add the command of this file."""
-    app.command(rich_help_panel=PANEL)(get)
+    add_command(app, get)
 
 
 def get(
+    reach: Reach,
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="One pipeline. Default: all.")] = None,
     everywhere: Annotated[bool, typer.Option("--all-namespaces", "-A", help="Of all namespaces.")] = False,
     output: Annotated[Output | None, typer.Option("--output", "-o", help="wide adds figures and message.")] = None,
-    namespace: NamespaceOption = None,
-    context: ContextOption = None,
-    kubeconfig: KubeconfigOption = None,
-    debug: DebugOption = False,
 ) -> None:
     """List the pipelines of a cluster."""
     from camel_ray.operator.kinds import CAMEL_PIPELINE
 
     if name and everywhere:
         raise typer.BadParameter("give either a NAME or -A; names are unique only within a namespace")
-    with connect(namespace, context, kubeconfig) as cluster:
+    with reach.connect() as cluster:
         if name:
             found: Sequence[Object] = [cluster.pipeline(name)]
         else:

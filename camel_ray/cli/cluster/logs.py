@@ -14,20 +14,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from camel_ray.cli.cluster.connection import (
-    PANEL,
-    Cluster,
-    ContextOption,
-    KubeconfigOption,
-    NamespaceOption,
-    Object,
-    PipelineName,
-    connect,
-    status_of,
-)
+from camel_ray.cli.cluster.connection import Cluster, Object, PipelineName, Reach, add_command, status_of
 from camel_ray.cli.cluster.status import over
 from camel_ray.cli.cluster.watching import patiently
-from camel_ray.cli.console import DebugOption, print_error
+from camel_ray.cli.console import print_error
 from camel_ray.errors import PermanentError, RetryableError
 
 if TYPE_CHECKING:
@@ -41,10 +31,11 @@ _CONTAINERS = {"head": ("ray-head",), "worker": ("ray-worker",)}
 
 def register(app: typer.Typer) -> None:
     """Add the command of this file."""
-    app.command(rich_help_panel=PANEL)(logs)
+    add_command(app, logs)
 
 
 def logs(
+    reach: Reach,
     name: PipelineName,
     stage: Annotated[
         str | None, typer.Option("--stage", metavar="STAGE", help="Default: the one that runs, or ran last.")
@@ -60,14 +51,10 @@ def logs(
         str | None,
         typer.Option("--container", "-c", metavar="NAME", help="head, worker, or a container's name instead."),
     ] = None,
-    namespace: NamespaceOption = None,
-    context: ContextOption = None,
-    kubeconfig: KubeconfigOption = None,
-    debug: DebugOption = False,
 ) -> None:
     """Print the log of a stage."""
     wanted = _STAGE_CONTAINERS if container is None else _CONTAINERS.get(container, (container,))
-    with connect(namespace, context, kubeconfig) as cluster:
+    with reach.connect() as cluster:
         reader = _Reader(cluster, name, wanted)
         if not follow:
             reader.print(stage, attempt, tail)

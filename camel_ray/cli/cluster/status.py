@@ -15,19 +15,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from camel_ray.cli.cluster.connection import (
-    PANEL,
-    Cluster,
-    ContextOption,
-    KubeconfigOption,
-    NamespaceOption,
-    Object,
-    PipelineName,
-    connect,
-    status_of,
-)
+from camel_ray.cli.cluster.connection import Cluster, Object, PipelineName, Reach, add_command, status_of
 from camel_ray.cli.cluster.watching import follow
-from camel_ray.cli.console import DebugOption, print_error, terminal
+from camel_ray.cli.console import print_error, terminal
 
 if TYPE_CHECKING:
     from camel_ray.api.status import PipelineStatus
@@ -35,22 +25,19 @@ if TYPE_CHECKING:
 
 def register(app: typer.Typer) -> None:
     """Add the command of this file."""
-    app.command(rich_help_panel=PANEL)(status)
+    add_command(app, status)
 
 
 def status(
+    reach: Reach,
     name: PipelineName,
     watch: Annotated[
         bool, typer.Option("--watch", "-w", help="Follow it to its end; the exit code says how that was.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON; with -w one object per change.")] = False,
-    namespace: NamespaceOption = None,
-    context: ContextOption = None,
-    kubeconfig: KubeconfigOption = None,
-    debug: DebugOption = False,
 ) -> None:
     """Show the stages of a pipeline on a cluster: attempts, progress, figures, and what it waits for."""
-    with connect(namespace, context, kubeconfig) as cluster:
+    with reach.connect() as cluster:
         if watch:
             raise typer.Exit(show_until_the_end(cluster, name, as_json=as_json))
         pipeline = cluster.pipeline(name)

@@ -7,38 +7,35 @@ from typing import Annotated, Any
 import typer
 
 from camel_ray.api.pipeline import CamelPipeline
-from camel_ray.cli.cluster.connection import PANEL, Cluster, ContextOption, KubeconfigOption, NamespaceOption, connect
+from camel_ray.cli.cluster.connection import Cluster, Reach, add_command
 from camel_ray.cli.cluster.status import show_until_the_end
-from camel_ray.cli.console import DebugOption, PipelineFile, print_error, read_pipeline
+from camel_ray.cli.console import PipelineFile, print_error, read_pipeline
 from camel_ray.errors import PermanentError, SpecError
 
 
 def register(app: typer.Typer) -> None:
     """Add the command of this file."""
-    app.command(rich_help_panel=PANEL)(submit)
+    add_command(app, submit)
 
 
 def submit(
+    reach: Reach,
     file: PipelineFile,
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Follow it to its end, as `status -w` does.")] = False,
-    namespace: NamespaceOption = None,
-    context: ContextOption = None,
-    kubeconfig: KubeconfigOption = None,
-    debug: DebugOption = False,
 ) -> None:
     """Check a pipeline file and apply it to a cluster."""
-    from camel_ray.operator.model import Settings
     from camel_ray.operator.problems import cluster_problems
 
     pipeline, _ = read_pipeline(file)
-    if problems := cluster_problems(pipeline, Settings()):
+    if problems := cluster_problems(pipeline, None):
         raise SpecError(*problems)
     named = pipeline.metadata.namespace
-    if named and namespace and named != namespace:
+    if named and reach.namespace and named != reach.namespace:
         raise PermanentError(
-            f"{file} says `namespace: {named}` and the command says --namespace {namespace}; leave one of them out"
+            f"{file} says `namespace: {named}` and the command says --namespace {reach.namespace}; "
+            "leave one of them out"
         )
-    with connect(namespace or named, context, kubeconfig) as cluster:
+    with reach.connect(named) as cluster:
         print(f"camelpipeline {pipeline.metadata.name} {_apply(cluster, pipeline)}", flush=True)
         if watch:
             raise typer.Exit(show_until_the_end(cluster, pipeline.metadata.name))

@@ -19,12 +19,13 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlencode
 
 import orjson
 import urllib3
 
+from camel_ray.operator.kube.clock import ServerClock
 from camel_ray.operator.kube.config import Config
 from camel_ray.operator.kube.errors import Conflict, Gone, KubeError, NotFound, Unreachable, error_of
 from camel_ray.operator.kube.kinds import POD, Kind
@@ -32,6 +33,8 @@ from camel_ray.operator.kube.stream import Stream, Watch
 
 Object = dict[str, Any]
 Objects = list[Object]
+Kept = TypeVar("Kept")
+Many = list[Kept]  # in the class that name is a verb
 Observe = Callable[[str, str, float], None]
 """Told of each answer: verb, HTTP status or `error`, seconds."""
 
@@ -69,6 +72,8 @@ class Client:
     ) -> None:
         self.config = config
         self.manager = manager
+        self.clock = ServerClock()
+        """The server's time, by its answers."""
         self._observe = observe
         self._headers = {"Accept": _JSON, "User-Agent": user_agent}
         self._tries = _TRIES
@@ -95,15 +100,27 @@ class Client:
         labels: str = "",
         fields: str = "",
         page: int = 500,
-        each: Callable[[Object], Object] | None = None,
     ) -> tuple[Objects, str]:
         """All objects of a namespace, or of all, as they were at one moment, and the resource version of that moment.
 
-        They come in pages of `page`; `each` may shrink every object before the next page is read. When a page comes too
-        late for its moment (410), everything is read again at once, as kubectl does.
+        They come in pages of `page`. When a page comes too late for its moment (410), everything is read again at once,
+        as kubectl does.
         """
+        return self.list_each(kind, namespace, lambda item: item, labels=labels, fields=fields, page=page)
+
+    def list_each(
+        self,
+        kind: Kind,
+        namespace: str | None,
+        each: Callable[[Object], Kept],
+        *,
+        labels: str = "",
+        fields: str = "",
+        page: int = 500,
+    ) -> tuple[Many[Kept], str]:
+        """The same, but only what `each` makes of every object is kept before the next page is read."""
         query = {"labelSelector": labels, "fieldSelector": fields, "limit": str(page)}
-        items: Objects = []
+        items: Many[Kept] = []
         while True:
             try:
                 answer = self._json("list", _what("list", kind, namespace), "GET", kind.path(namespace), query=query)
@@ -114,7 +131,7 @@ class Client:
                 continue
             for item in answer.get("items") or ():
                 item["apiVersion"], item["kind"] = kind.api_version, kind.name  # lists leave them out
-                items.append(each(item) if each else item)
+                items.append(each(item))
             query["continue"] = answer["metadata"].get("continue") or ""
             if not query["continue"]:
                 return items, answer["metadata"]["resourceVersion"]
@@ -299,6 +316,7 @@ class Client:
             if self._observe:
                 self._observe(verb, code, time.monotonic() - started)
             if cause is None:
+                self.clock.heard(response.headers.get("Date"))
                 if response.status < 300:
                     self._warn(response)
                     return response

@@ -21,7 +21,7 @@ from camel_ray.operator.kube.errors import KubeError, NotFound
 from camel_ray.operator.kube.kinds import EVENT
 
 _MAX_WAITING = 1000
-_MAX_SERIES = 4096
+_MAX_SERIES = 1024  # 2 kB each
 _SERIES_SECONDS = 600.0
 _PATCH_SECONDS = 10.0
 _MAX_MESSAGE = 1024  # the API refuses longer ones
@@ -30,7 +30,7 @@ _CLOSE_SECONDS = 5.0
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class _Occurrence:
     regarding: Mapping[str, Any]
     type: str
@@ -44,7 +44,7 @@ class _Occurrence:
         return (*(str(self.regarding.get(name, "")) for name in _REFERENCE), self.type, self.reason, self.message)
 
 
-@dataclass
+@dataclass(slots=True)
 class _Series:
     """An Event object and what it does not say yet."""
 

@@ -13,18 +13,16 @@ import logging
 import math
 import random
 import threading
-import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
 from camel_ray.operator.kube.client import Client
+from camel_ray.operator.kube.clock import boot_seconds
 from camel_ray.operator.kube.errors import AlreadyExists, Conflict, KubeError, NotFound
 from camel_ray.operator.kube.kinds import LEASE
 
 _log = logging.getLogger(__name__)
-# Counts while the machine is suspended, which `monotonic` does not; macOS's monotonic clock is the best there is.
-_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 
 class LeaseLost(Exception):
@@ -75,7 +73,7 @@ class LeaderElection:
     def is_leader(self) -> bool:
         """Whether nobody else can lead at this moment. Ask before each write."""
         renewed = self._renewed
-        return renewed is not None and _now() - renewed < self._renew_seconds
+        return renewed is not None and boot_seconds() - renewed < self._renew_seconds
 
     def run(self, lead: Callable[[threading.Event], None]) -> None:
         """Wait for the lease, then call `lead`, which must return soon after its event is set.
@@ -122,7 +120,7 @@ class LeaderElection:
 
     def _try(self) -> bool:
         """Take or renew the lease once. False if somebody else holds it or the server does not answer."""
-        sent = _now()
+        sent = boot_seconds()
         try:
             if self._renewed is None or self._lease is None:
                 self._look()
@@ -154,14 +152,14 @@ class LeaderElection:
         except NotFound:
             lease = None
         if _renewal(lease) != _renewal(self._lease):
-            self._unchanged_since = _now()
+            self._unchanged_since = boot_seconds()
         self._lease = lease
 
     def _ours_to_take(self) -> bool:
         spec = (self._lease or {}).get("spec") or {}
         holder = spec.get("holderIdentity") or ""
         valid_seconds = float(spec.get("leaseDurationSeconds") or self._lease_seconds)
-        return holder in ("", self._identity) or _now() - self._unchanged_since > valid_seconds
+        return holder in ("", self._identity) or boot_seconds() - self._unchanged_since > valid_seconds
 
     def _manifest(self) -> dict[str, Any]:
         return {"metadata": {"name": self._name, "namespace": self._namespace}}
@@ -191,10 +189,6 @@ class LeaderElection:
 
 def _renewal(lease: Mapping[str, Any] | None) -> object:
     return lease and lease["metadata"]["resourceVersion"]
-
-
-def _now() -> float:
-    return time.clock_gettime(_CLOCK)
 
 
 def _wall_clock() -> str:

@@ -51,7 +51,7 @@ def test_only_fields_of_several_types_and_free_mappings_keep_unknown_keys() -> N
     names = {re.sub(r"\[\]$", "", path).rpartition(".")[2] for path in loose}
     assert names == {
         "baseline", "config", "critic", "data", "model", "placement", "prompts", "reference", "source", "text",
-        "tolerations", "trainer", "validationSource", "workers",
+        "trainer", "validationSource", "workers",
     }  # fmt: skip
     assert all(path.startswith("spec.") for path in loose)
     assert "type" in NODES["spec.stages[].data"], "the member, not the field"
@@ -211,7 +211,7 @@ def cluster_problems(cluster: str) -> list[str]:
         ("{volumes: [{mountPath: /a/../b, claim: a}]}", "spec.cluster.volumes[0].mountPath: should be text, an absolute"),
         ("{volumes: [{mountPath: /data/, claim: a}]}", "spec.cluster.volumes[0].mountPath: should be text, an absolute"),
         ("{volumes: [{mountPath: /tmp/x, claim: a}]}", "spec.cluster.volumes[0].mountPath: '/tmp/x' hides or is hidden by /tmp"),
-        ("{volumes: [{mountPath: /dev, claim: a}]}", "spec.cluster.volumes[0].mountPath: '/dev' hides or is hidden by /dev/shm"),
+        ("{volumes: [{mountPath: /var/run, claim: a}]}", "spec.cluster.volumes[0].mountPath: '/var/run' hides or is hidden by /var/run/secrets"),
         ("{volumes: [{mountPath: /d, claim: a}, {mountPath: /d, claim: b}]}", "spec.cluster.volumes[1].mountPath: the path '/d' is"),
         ("{volumes: [{mountPath: /d, memory: a lot}]}", "spec.cluster.volumes[0].memory: should be text, a size such as 16Gi"),
         ("{labels: {ray.io/cluster: a}}", "spec.cluster.labels.ray.io/cluster: the key 'ray.io/cluster' is set by the"),

@@ -19,7 +19,9 @@ pytest.importorskip("transformers")
 from camel_ray.models.memory import GIB
 from camel_ray.runtime.plan import device_memory, plan, quantity
 
-EXAMPLES = Path(__file__).parents[3] / "examples"
+ROOT = Path(__file__).parents[3]
+QUICKSTART = ROOT / "examples/01-quickstart.yaml"
+PIPELINES = ROOT / "jobs/pipelines"
 
 
 def camel_ray(*arguments: str) -> int:
@@ -31,23 +33,23 @@ def camel_ray(*arguments: str) -> int:
 
 def changed(tmp_path: Path, example: str, edit: Any) -> Path:
     """An example with a change, as a file."""
-    document = yaml.safe_load((EXAMPLES / example).read_text())
+    document = yaml.safe_load((PIPELINES / example).read_text())
     edit(document["spec"])
     path = tmp_path / "pipeline.yaml"
     path.write_text(yaml.safe_dump(document))
     return path
 
 
-@pytest.mark.parametrize("name", [f"{n}.yaml" for n in ("02-ppo-8b-one-node", "03-ppo-70b-split", "04-ppo-8b-mixed")])
+@pytest.mark.parametrize("name", [f"ppo-{n}.yaml" for n in ("8b-one-node", "70b-split", "8b-mixed")])
 def test_the_large_examples_fit_the_devices_they_name(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert camel_ray("plan", "-f", str(EXAMPLES / name)) == 0
+    assert camel_ray("plan", "-f", str(PIPELINES / name)) == 0
     output = capsys.readouterr().out
     assert "fits 80" in output
     assert "does not fit" not in output
 
 
 def test_table_names_groups_hosts_roles_and_what_was_assumed(capsys: pytest.CaptureFixture[str]) -> None:
-    assert camel_ray("plan", "-f", str(EXAMPLES / "03-ppo-70b-split.yaml")) == 0
+    assert camel_ray("plan", "-f", str(PIPELINES / "ppo-70b-split.yaml")) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("tuned (ppo): meta-llama/Llama-3.1-70B-Instruct 70.0B")
     assert lines[1].split() == [
@@ -60,7 +62,7 @@ def test_table_names_groups_hosts_roles_and_what_was_assumed(capsys: pytest.Capt
 
 
 def test_json_has_the_figures_in_bytes(capsys: pytest.CaptureFixture[str]) -> None:
-    assert camel_ray("plan", "-f", str(EXAMPLES / "02-ppo-8b-one-node.yaml"), "--stage", "tuned", "--json") == 0
+    assert camel_ray("plan", "-f", str(PIPELINES / "ppo-8b-one-node.yaml"), "--stage", "tuned", "--json") == 0
     (stage,) = json.loads(capsys.readouterr().out)["stages"]
     (group,) = stage["groups"]
     assert (stage["name"], stage["fits"], group["hosts"], group["deviceBytes"]) == ("tuned", True, 8, 80 * GIB)
@@ -72,7 +74,7 @@ def test_json_has_the_figures_in_bytes(capsys: pytest.CaptureFixture[str]) -> No
 def test_what_does_not_fit_ends_with_11_and_a_change_that_helps(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = changed(tmp_path, "02-ppo-8b-one-node.yaml", lambda spec: spec["stages"][2]["ppo"].pop("offload"))
+    path = changed(tmp_path, "ppo-8b-one-node.yaml", lambda spec: spec["stages"][2]["ppo"].pop("offload"))
     assert camel_ray("plan", "-f", str(path), "--stage", "tuned") == 11
     captured = capsys.readouterr()
     assert "does not fit 80" in captured.out
@@ -86,11 +88,11 @@ def test_what_does_not_fit_ends_with_11_and_a_change_that_helps(
         ppo["roles"] = {"actor": {"offload": "optimizer"}}
 
     assert "microBatchTokens: 2048, roles.actor.offload: optimizer" in captured.err
-    assert camel_ray("plan", "-f", str(changed(tmp_path, "02-ppo-8b-one-node.yaml", follow)), "--stage", "tuned") == 0
+    assert camel_ray("plan", "-f", str(changed(tmp_path, "ppo-8b-one-node.yaml", follow)), "--stage", "tuned") == 0
 
 
 def test_device_memory_can_be_given(capsys: pytest.CaptureFixture[str]) -> None:
-    example = str(EXAMPLES / "02-ppo-8b-one-node.yaml")
+    example = str(PIPELINES / "ppo-8b-one-node.yaml")
     assert camel_ray("plan", "-f", example, "--stage", "tuned", "--device-memory", "40Gi") == 11
     assert "on a device of 40 GiB" in capsys.readouterr().err
     assert camel_ray("plan", "-f", example, "--device-memory", "much") == 2
@@ -101,7 +103,7 @@ def test_a_worker_group_with_too_few_devices_or_too_little_host_memory_is_named(
     def edit(spec: Any) -> None:
         spec["cluster"]["groups"][0] |= {"gpus": 4, "resources": {"limits": {"memory": "64Gi"}}}
 
-    pipeline = load_pipeline(str(changed(tmp_path, "02-ppo-8b-one-node.yaml", edit)))
+    pipeline = load_pipeline(str(changed(tmp_path, "ppo-8b-one-node.yaml", edit)))
     (stage,) = plan(pipeline, base_dir=tmp_path, stage="tuned")
     few, little = stage.problems
     assert "want 8 GPUs of worker group 'gpu', which has 4 (1 pods with 4); raise its replicas" in few
@@ -109,7 +111,7 @@ def test_a_worker_group_with_too_few_devices_or_too_little_host_memory_is_named(
 
 
 def test_the_model_of_a_stage_is_followed_through_earlier_stages_to_its_configuration(tmp_path: Path) -> None:
-    pipeline = load_pipeline(str(EXAMPLES / "01-quickstart.yaml"))
+    pipeline = load_pipeline(str(QUICKSTART))
     stages = {stage.name: stage for stage in plan(pipeline, base_dir=tmp_path)}
     assert list(stages) == ["base", "chat", "judge", "tuned"]
     # base is built from scratch for a tokenizer of 2048 entries; all others start from it, through one another
@@ -120,11 +122,11 @@ def test_the_model_of_a_stage_is_followed_through_earlier_stages_to_its_configur
 
 
 def test_a_stage_that_is_not_there_or_trains_nothing_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    example = str(EXAMPLES / "01-quickstart.yaml")
+    example = str(QUICKSTART)
     assert camel_ray("plan", "-f", example, "--stage", "tunde") == 11
     assert "there is no stage 'tunde'" in capsys.readouterr().err
     with pytest.raises(SpecError, match="text trains nothing"):
-        plan(load_pipeline(example), base_dir=EXAMPLES, stage="text")
+        plan(load_pipeline(example), base_dir=QUICKSTART.parent, stage="text")
 
 
 def test_device_memory_comes_from_the_labels_of_the_nodes() -> None:

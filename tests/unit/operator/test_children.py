@@ -10,8 +10,15 @@ from typing import Any
 import pytest
 from hypothesis import given
 
+from camel_ray.api.operator_config import NetworkPolicySpec, OperatorConfig
 from camel_ray.api.pipeline import CamelPipeline
-from camel_ray.operator.children import budget_for, children_for, cluster_problems, spec_map_for
+from camel_ray.operator.children import (
+    budget_for,
+    children_for,
+    cluster_problems,
+    network_policy_for,
+    spec_map_for,
+)
 from camel_ray.operator.model import Settings
 from operator_specs import UID, attempt, pipeline, pipelines, templates
 
@@ -37,7 +44,8 @@ def test_any_valid_pipeline_gives_the_same_objects_each_time_and_the_work_comes_
         assert json.dumps(first) == json.dumps(second)
         assert first[0]["kind"] == "ConfigMap"
         assert first[-1]["kind"] == of.spec.cluster.executor
-        assert [child["kind"] for child in first[1:-1]] in ([], ["PodDisruptionBudget"])
+        guards = [child["kind"] for child in first[1:-1]]
+        assert guards in (["NetworkPolicy"], ["NetworkPolicy", "PodDisruptionBudget"])
         assert isinstance(cluster_problems(of, Settings()), list)
 
 
@@ -107,3 +115,62 @@ def test_a_budget_lets_one_of_the_fixed_pods_go_at_a_time(cluster: dict[str, Any
     if budget is not None:
         assert budget["spec"]["unhealthyPodEvictionPolicy"] == "AlwaysAllow"
         assert budget["spec"]["selector"]["matchLabels"]["camel-ray.dev/attempt"] == "1"
+
+
+MINE = {"app.kubernetes.io/managed-by": "camel-ray", "camel-ray.dev/pipeline": "demo"}
+PROMETHEUS = {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}
+
+
+def network(**spec: Any) -> Settings:
+    return Settings(config=OperatorConfig(network_policy=NetworkPolicySpec(**spec)))
+
+
+def test_only_the_pipeline_itself_and_whom_the_administrator_names_reach_the_pods_of_a_job() -> None:
+    policy = network_policy_for(attempt(pipeline({"executor": "Job"}), settings=network(allow_from=[PROMETHEUS])))
+    assert policy is not None
+    assert re.fullmatch(r"demo-[0-9a-f]{10}", policy["metadata"]["name"])
+    assert policy["metadata"]["ownerReferences"][0]["uid"] == UID
+    assert policy["spec"] == {
+        "podSelector": {"matchLabels": MINE},
+        "policyTypes": ["Ingress"],
+        "ingress": [{"from": [{"podSelector": {"matchLabels": MINE}}, PROMETHEUS]}],
+    }
+
+
+def test_kuberays_operator_reaches_the_dashboard_from_any_namespace_and_nothing_else() -> None:
+    policy = network_policy_for(attempt(pipeline()))
+    assert policy is not None
+    others, kuberay = policy["spec"]["ingress"]
+    assert others == {"from": [{"podSelector": {"matchLabels": MINE}}]}
+    assert kuberay["ports"] == [{"port": 8265, "protocol": "TCP"}]
+    assert [peer["podSelector"]["matchLabels"] for peer in kuberay["from"]] == [
+        {"app.kubernetes.io/name": "kuberay-operator"},
+        {"app.kubernetes.io/component": "kuberay-operator"},
+    ]
+    assert all(peer["namespaceSelector"] == {} for peer in kuberay["from"])
+
+
+@given(pipelines())
+def test_the_network_policy_selects_all_pods_of_the_pipeline_and_lets_them_reach_each_other(of: CamelPipeline) -> None:
+    _, guard, *_, manifest = children_for(attempt(of))
+    policy = guard["spec"]
+    selected = policy["podSelector"]["matchLabels"].items()
+    let_in = policy["ingress"][0]["from"][0]["podSelector"]["matchLabels"].items()
+    for _, pod in templates(manifest):
+        assert selected <= pod["metadata"]["labels"].items()
+        assert let_in <= pod["metadata"]["labels"].items()
+
+
+def test_network_policies_can_be_left_to_others() -> None:
+    assert network_policy_for(attempt(pipeline(), settings=network(enabled=False))) is None
+
+
+def test_attempts_share_the_network_policy_and_another_content_has_another_name() -> None:
+    job = pipeline({"executor": "Job"})
+    first, again, other = (
+        network_policy_for(a)
+        for a in (attempt(job), attempt(job, number=2), attempt(job, settings=network(allow_from=[PROMETHEUS])))
+    )
+    assert first and other
+    assert first == again
+    assert first["metadata"]["name"] != other["metadata"]["name"]

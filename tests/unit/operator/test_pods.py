@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 
+from camel_ray.api.operator_config import OperatorConfig, StageDefaults
 from camel_ray.api.pipeline import CamelPipeline
 from camel_ray.operator.children import children_for
 from camel_ray.operator.model import Settings
@@ -170,6 +171,73 @@ def test_what_the_spec_says_of_pods_is_in_all_of_them() -> None:
         assert pod["metadata"]["annotations"] == {"note": "b"}
         assert spec.get("nodeSelector") == (None if where == "gpu" else {"pool": "cpu"})
         assert spec.get("tolerations") == (None if where == "gpu" else [{"key": "batch", "operator": "Exists"}])
+
+
+DEFAULTS = StageDefaults.model_validate(
+    {
+        "image": "default:1",
+        "imagePullPolicy": "Always",
+        "rayVersion": "2.61.0",
+        "imagePullSecrets": ["registry", "both"],
+        "serviceAccountName": "stages",
+        "priorityClassName": "low",
+        "nodeSelector": {"pool": "any", "arch": "amd64"},
+        "tolerations": [{"key": "shared", "operator": "Exists"}, {"key": "both", "operator": "Exists"}],
+        "labels": {"team": "none", "cost": "ml"},
+        "annotations": {"note": "default", "more": "x"},
+        "env": [{"name": "A", "value": "default"}, {"name": "B", "secret": {"name": "hub", "key": "token"}}],
+        "envFromSecrets": ["storage", "both"],
+    }
+)
+OWN: dict[str, Any] = {
+    "groups": [{**GROUP, "nodeSelector": {"pool": "gpu"}, "tolerations": [{"key": "both", "operator": "Exists"}]}],
+    "image": "own:2",
+    "serviceAccountName": "trainer",
+    "imagePullSecrets": ["both", "pull"],
+    "priorityClassName": "high",
+    "labels": {"team": "a"},
+    "annotations": {"note": "b"},
+    "env": [{"name": "A", "value": "own"}],
+    "envFromSecrets": ["both", "mine"],
+}
+
+
+@pytest.mark.parametrize("executor", ["RayJob", "Job"])
+def test_the_configuration_says_what_pipelines_leave_open_for_all_pods(executor: str) -> None:
+    settings = Settings(config=OperatorConfig(stages=DEFAULTS))
+    cluster = {"executor": executor, "groups": [GROUP], "autoscaling": {"enabled": True}}
+    manifest = work(cluster, settings=settings)
+    for where, pod in templates(manifest):
+        spec, first = pod["spec"], pod["spec"]["containers"][0]
+        assert (first["image"], first["imagePullPolicy"]) == ("default:1", "Always")
+        assert spec["serviceAccountName"] == "stages"
+        assert spec["priorityClassName"] == "low"
+        assert spec["imagePullSecrets"] == [{"name": "registry"}, {"name": "both"}]
+        assert spec["nodeSelector"] == {"pool": "any", "arch": "amd64"}
+        assert spec["tolerations"] == [{"key": "shared", "operator": "Exists"}, {"key": "both", "operator": "Exists"}]
+        assert {"team": "none", "cost": "ml"}.items() <= pod["metadata"]["labels"].items()
+        assert pod["metadata"]["annotations"] == {"note": "default", "more": "x"}
+        if where != "submitter":
+            assert environment(first).items() >= {"A": "default", "B": None}.items()
+            assert first["envFrom"] == [{"secretRef": {"name": "storage"}}, {"secretRef": {"name": "both"}}]
+    if executor == "RayJob":
+        assert manifest["spec"]["rayClusterSpec"]["rayVersion"] == "2.61.0"
+        assert manifest["spec"]["rayClusterSpec"]["autoscalerOptions"]["imagePullPolicy"] == "Always"
+
+
+def test_what_a_pipeline_says_goes_before_the_configuration_or_is_added_to_it() -> None:
+    pod = dict(templates(work(OWN, settings=Settings(config=OperatorConfig(stages=DEFAULTS)))))["gpu"]
+    spec, first = pod["spec"], pod["spec"]["containers"][0]
+    assert first["image"] == "own:2"
+    assert spec["serviceAccountName"] == "trainer"
+    assert spec["priorityClassName"] == "high"
+    assert spec["imagePullSecrets"] == [{"name": "registry"}, {"name": "both"}, {"name": "pull"}]
+    assert spec["nodeSelector"] == {"pool": "gpu", "arch": "amd64"}
+    assert spec["tolerations"] == [{"key": "shared", "operator": "Exists"}, {"key": "both", "operator": "Exists"}]
+    assert {"team": "a", "cost": "ml"}.items() <= pod["metadata"]["labels"].items()
+    assert pod["metadata"]["annotations"] == {"note": "b", "more": "x"}
+    assert environment(first).items() >= {"A": "own", "B": None}.items()
+    assert [source["secretRef"]["name"] for source in first["envFrom"]] == ["storage", "both", "mine"]
 
 
 @given(pipelines())

@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from camel_ray.api.load import load_pipeline
 from camel_ray.operator.children import cluster_problems
 from camel_ray.operator.model import Settings
 from operator_specs import DATA, PPO, PRETRAIN, pipeline
 
-EXAMPLES = Path(__file__).parents[3] / "examples"
 TRAIN = {"name": "base", "pretrain": PRETRAIN}
 
 
 def problems(cluster: dict[str, Any] | None = None, *stages: dict[str, Any], **spec: Any) -> list[str]:
+    """On a storage that all pods share, unless another is given."""
+    if "storage" not in spec:
+        spec["storage"] = "/data/runs"
+        cluster = {"volumes": [{"mountPath": "/data", "claim": "shared"}], **(cluster or {})}
     return cluster_problems(pipeline(cluster, *stages, **spec), Settings())
-
-
-def test_the_examples_for_clusters_have_none() -> None:
-    found = {f.name: cluster_problems(load_pipeline(f), Settings()) for f in sorted(EXAMPLES.glob("0[234]-*.yaml"))}
-    assert found == {name: [] for name in found}
-    assert len(found) == 3
 
 
 @pytest.mark.parametrize("storage", ["./runs", "runs", "~/runs", "file://runs"])
@@ -48,11 +43,21 @@ def test_storage_on_a_path_needs_a_volume_there() -> None:
     assert problems(storage="/tmp/try") == []
 
 
-def test_no_image_at_all() -> None:
-    assert cluster_problems(pipeline(), Settings(image="")) == [
-        "spec.cluster.image: there is no image for the pods; set it, or give the operator a default"
-    ]
-    assert cluster_problems(pipeline({"image": "a:1"}), Settings(image="")) == []
+def test_pods_of_a_stage_share_the_mirror_of_object_storage() -> None:
+    sentence = (
+        "spec.storage: stage 'base' runs on several pods, which have to share the mirror of s3://b/t: mount a "
+        "ReadWriteMany claim (spec.cluster.volumes) and set CAMEL_RAY_CACHE to a path on it (spec.cluster.env); or set "
+        "cluster.executor to Job"
+    )
+    group = {"groups": [{"name": "gpu", "replicas": 1}]}
+    claim = {"volumes": [{"mountPath": "/scratch", "claim": "scratch"}]}
+    cache = {"env": [{"name": "CAMEL_RAY_CACHE", "value": "/scratch/cache"}]}
+    assert problems(group, storage="s3://b/t") == [sentence]
+    assert problems({**group, **claim}, storage="s3://b/t") == [sentence]
+    assert problems({**group, **cache}, storage="s3://b/t") == [sentence]
+    assert problems({**group, **claim, **cache}, storage="s3://b/t") == []
+    assert problems({**group, "executor": "Job"}, storage="s3://b/t") == []
+    assert problems(storage="s3://b/t") == []  # no group: one pod does it all
 
 
 def test_a_spec_too_large_for_a_config_map() -> None:
@@ -71,12 +76,19 @@ def test_amounts_that_are_none_and_requests_above_limits() -> None:
 
 
 def test_selectors_and_tolerations_that_kubernetes_refuses() -> None:
-    head = {"nodeSelector": {"zone": "-"}, "tolerations": [{"keys": "gpu", "operator": "Exists"}]}
-    assert problems({"head": head}) == [
+    tolerations = [
+        {"key": "gpu", "operator": "Exists", "value": "a"},
+        {"value": "a"},
+        {"key": "gpu", "effect": "NoSchedule", "tolerationSeconds": 5},
+        {"key": "gpu", "effect": "NoExecute", "tolerationSeconds": 5},
+    ]
+    head = {"nodeSelector": {"zone": "-"}, "tolerations": tolerations}
+    assert cluster_problems(pipeline({"head": head}), None) == [
         "spec.cluster.head.nodeSelector.zone: no node has the label '-': use at most 63 letters, digits, '-', '_' and "
         "'.', with a letter or digit at both ends",
-        "spec.cluster.head.tolerations[0]: a toleration has no field keys; it has effect, key, operator, "
-        "tolerationSeconds, value",
+        "spec.cluster.head.tolerations[0]: operator Exists takes any value; delete `value`, or write operator: Equal",
+        "spec.cluster.head.tolerations[1]: without a `key` the operator must be Exists; name the taint's key",
+        "spec.cluster.head.tolerations[2]: tolerationSeconds is for effect: NoExecute; write that, or delete it",
     ]
 
 

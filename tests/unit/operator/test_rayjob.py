@@ -144,11 +144,30 @@ def test_an_autoscaled_cluster_brings_the_autoscaler_its_own_security_and_token(
     assert (options["version"], options["idleTimeoutSeconds"]) == ("v2", 20)
     assert options["securityContext"] == dict(templates(manifest))["head"]["spec"]["containers"][0]["securityContext"]
     assert options["env"] == [{"name": "HOME", "value": "/tmp"}]
-    assert options["volumeMounts"] == [{"name": "tmp", "mountPath": "/tmp"}]
-    tokens = {where: pod["spec"]["automountServiceAccountToken"] for where, pod in templates(manifest)}
-    assert tokens == {"submitter": False, "head": True, "cpu": False, "gpu": False}
     sizes = [(g["replicas"], g["minReplicas"], g["maxReplicas"]) for g in ray(manifest)["workerGroupSpecs"]]
     assert sizes == [(0, 0, 4), (2, 2, 2)]
+
+
+def test_only_the_autoscaler_can_read_its_token_and_shares_no_home_with_the_code_of_users() -> None:
+    manifest = rayjob({"groups": [CPU], "autoscaling": {"enabled": True}})
+    pods = dict(templates(manifest))
+    assert not any(pod["spec"]["automountServiceAccountToken"] for pod in pods.values())
+    mounts = {m["mountPath"]: m["name"] for m in ray(manifest)["autoscalerOptions"]["volumeMounts"]}
+    assert mounts == {"/tmp": "autoscaler-tmp", "/var/run/secrets/kubernetes.io/serviceaccount": "api-access"}
+    (head,) = pods["head"]["spec"]["containers"]
+    assert not set(mounts.values()) & {mount["name"] for mount in head["volumeMounts"]}
+    volumes = {volume["name"]: volume for volume in pods["head"]["spec"]["volumes"]}
+    files = [path for source in volumes["api-access"]["projected"]["sources"] for path in _paths(source)]
+    assert files == ["token", "ca.crt", "namespace"]
+    assert "autoscaler-tmp" in volumes
+    assert "api-access" not in {
+        v["name"] for v in dict(templates(rayjob({"groups": [CPU]})))["head"]["spec"]["volumes"]
+    }
+
+
+def _paths(source: dict[str, Any]) -> list[str]:
+    (kind,) = source.values()
+    return [item["path"] for item in kind.get("items", [kind])]
 
 
 def test_without_groups_there_is_nothing_to_scale() -> None:

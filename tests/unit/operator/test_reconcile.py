@@ -77,7 +77,8 @@ def created(plan: Plan) -> list[tuple[str, str]]:
 
 
 def deleted(plan: Plan) -> list[Delete]:
-    return [o for o in plan.operations if isinstance(o, Delete)]
+    """What runs; what only goes with an attempt is no part of it."""
+    return [o for o in plan.operations if isinstance(o, Delete) and o.kind in ("RayJob", "Job")]
 
 
 def test_the_first_attempt_is_named_in_the_plan_that_creates_it() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -14,11 +15,15 @@ import pytest
 
 @dataclass
 class Received:
-    """Reports and tokens in order. `answers`: (status, headers, body) of the next ones; then 200 and `stop`."""
+    """Reports, tokens and moments (monotonic) in order.
+
+    `answers`: (status, headers, body) of the next ones; then 200 and `stop`.
+    """
 
     url: str = ""
     reports: list[dict[str, Any]] = field(default_factory=list)
     tokens: list[str | None] = field(default_factory=list)
+    moments: list[float] = field(default_factory=list)
     answers: list[tuple[int, dict[str, str], str]] = field(default_factory=list)
     stop: bool = False
     news: threading.Condition = field(default_factory=threading.Condition)
@@ -38,6 +43,7 @@ def server() -> Iterator[Received]:
             with received.news:
                 received.reports.append(body)
                 received.tokens.append(self.headers.get("Authorization"))
+                received.moments.append(time.monotonic())
                 status, headers, text = (
                     received.answers.pop(0) if received.answers else (200, {}, json.dumps({"stop": received.stop}))
                 )

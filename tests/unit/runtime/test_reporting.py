@@ -128,6 +128,31 @@ def test_a_result_is_offered_again_while_the_server_is_busy(server: Any, tmp_pat
     assert lines == []
 
 
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_busy_server_is_left_alone_for_as_long_as_it_asks(server: Any, tmp_path: Path, status: int) -> None:
+    server.answers.append((status, {"Retry-After": "1"}, "busy"))
+    reporter, lines = follow(Endpoint(server.url), tmp_path / "progress.jsonl")
+    server.wait_for(lambda: len(server.moments) > 1)
+    reporter.close({})
+    assert server.moments[1] - server.moments[0] >= 1.0  # its own pace would be 0.02 s
+    assert lines == [f"warning: progress cannot be reported (status {status}: busy); the stage goes on"]
+
+
+@pytest.mark.parametrize(("status", "asked"), [(503, "86400"), (500, "86400"), (429, "soon"), (503, "")])
+def test_a_server_cannot_silence_a_stage_for_long(
+    server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int, asked: str
+) -> None:
+    monkeypatch.setattr(reporting, "_LONGEST_PAUSE_SECONDS", 0.05)
+    server.answers += [(status, {"Retry-After": asked}, "busy")] * 3
+    reporter, _ = follow(Endpoint(server.url), tmp_path / "progress.jsonl")
+    server.wait_for(lambda: len(server.reports) > 3)
+    reporter.close({})
+
+
+def test_the_pause_before_the_next_try_stays_a_number_after_days_of_failures() -> None:
+    assert reporting._pause(OSError("no answer"), 100_000) == pytest.approx(0.01 * 2**10)  # 2.0**100_000 overflows
+
+
 def test_a_server_that_fails_costs_one_warning(tmp_path: Path) -> None:
     progress = Progress(tmp_path / "progress.jsonl")
     reporter, lines = follow(Endpoint("http://127.0.0.1:9/x", token=tmp_path / "token"), progress.path)

@@ -17,7 +17,7 @@ class Clock:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 1000.0
-        monkeypatch.setattr(lease_module, "_now", lambda: self.now)
+        monkeypatch.setattr(lease_module, "boot_seconds", lambda: self.now)
 
 
 class LeaseServer:

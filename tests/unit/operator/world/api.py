@@ -8,7 +8,7 @@ from typing import Any
 
 Obj = dict[str, Any]
 KINDS = ("CamelPipeline", "RayJob", "Job", "RayCluster", "Pod", "Event", "Workload")
-"""What the operator watches; it never reads ConfigMaps and PodDisruptionBudgets back."""
+"""What the operator watches; it never reads back what goes with an attempt: ConfigMaps, budgets, network policies."""
 
 
 class Refused(Exception):

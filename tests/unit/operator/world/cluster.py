@@ -81,7 +81,7 @@ class Cluster:
                     found += self._of_job(obj)
                 case "Pod":
                     found += self._of_pod(obj)
-                case "RayCluster" | "Workload" | "ConfigMap" | "PodDisruptionBudget":
+                case "RayCluster" | "Workload" | "ConfigMap" | "PodDisruptionBudget" | "NetworkPolicy":
                     found += self._garbage(obj)
         for run in self.runs.values():
             found += self._of_process(run)

@@ -22,7 +22,7 @@ from camel_ray.operator.names import ATTEMPT, STAGE
 from camel_ray.operator.problems import cluster_problems
 from camel_ray.operator.reconcile import reconcile
 
-SETTINGS = Settings(image="trainer:1", stop_seconds=300.0, silent_seconds=300.0, start_margin_seconds=60.0)
+SETTINGS = Settings(stop_seconds=300.0, silent_seconds=300.0, start_margin_seconds=60.0)
 
 
 RETRY_SECONDS = 2.0

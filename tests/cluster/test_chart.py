@@ -1,0 +1,164 @@
+"""The chart on a real API server: installed, upgraded and removed by Helm 3 and 4.
+
+There is no kubelet, so its pods are admitted and never run; tests/e2e runs them.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from rig.control_plane import ControlPlane
+from rig.helm import CHART, NAMESPACE, RELEASE, VERSIONS, Helm
+from rig.process import RigError
+
+FROZEN = sorted((Path(__file__).parents[1] / "golden/chart/released").glob("camel-ray-*.tgz"))
+"""Charts as they were released (`helm package`), from which users upgrade. Before the first release there is none."""
+OLDER = "older"
+"""A chart made of today's: an older version, whose CRD lacks a field."""
+CRD = "camelpipelines.camel-ray.dev"
+TLS = f"/api/v1/namespaces/{NAMESPACE}/secrets/camel-ray-operator-tls"
+PIPELINE = {
+    "apiVersion": "camel-ray.dev/v1alpha1",
+    "kind": "CamelPipeline",
+    "metadata": {"name": "mine", "namespace": "team-a"},
+    "spec": {"storage": "s3://bucket/runs", "stages": [{"name": "text", "data": {"source": "s3://bucket/rows.jsonl"}}]},
+}
+
+
+@pytest.fixture(scope="module")
+def control_plane() -> Iterator[ControlPlane]:
+    """One of our own: a release has names that the manifests have, too."""
+    with ControlPlane() as cluster:
+        namespaces = {NAMESPACE: {"pod-security.kubernetes.io/enforce": "restricted"}, "team-a": {}, "team-b": {}}
+        for name, labels in namespaces.items():
+            cluster.request("POST", "/api/v1/namespaces", {"metadata": {"name": name, "labels": labels}})
+            cluster.wait_service_account(name)
+        yield cluster
+
+
+@pytest.fixture(params=VERSIONS)
+def helm(request: pytest.FixtureRequest, control_plane: ControlPlane, tmp_path: Path) -> Iterator[Helm]:
+    """Each version of Helm, at the control plane; its release is gone afterwards."""
+    found = Helm(request.param, tmp_path, kubeconfig=control_plane.kubeconfig())
+    yield found
+    if RELEASE in found.run("list", "--short", f"--namespace={NAMESPACE}"):
+        found.run("uninstall", RELEASE, f"--namespace={NAMESPACE}")
+
+
+def _put(helm: Helm, command: str, values: dict[str, Any], chart: Path = CHART) -> str:
+    arguments = (command, RELEASE, str(chart), f"--namespace={NAMESPACE}", "--values=-")
+    return helm.run(*arguments, input=json.dumps(values))
+
+
+def _older(directory: Path) -> Path:
+    chart = directory / "older"
+    shutil.copytree(CHART, chart)
+    (chart / "Chart.yaml").write_text((CHART / "Chart.yaml").read_text().replace("version: 0.1.0", "version: 0.0.9"))
+    file = chart / "files/crd.yaml"
+    old = yaml.load(file.read_text(), yaml.CSafeLoader)
+    del _fields(old)["ttlSecondsAfterFinished"]
+    # as the generator writes it: the template puts its labels behind the name
+    file.write_text(yaml.safe_dump(old, sort_keys=False))
+    return chart
+
+
+def _fields(crd: dict[str, Any]) -> dict[str, Any]:
+    schema = crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+    fields: dict[str, Any] = schema["properties"]["spec"]["properties"]
+    return fields
+
+
+def _crd(control_plane: ControlPlane) -> dict[str, Any]:
+    return control_plane.request("GET", f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{CRD}")
+
+
+@pytest.mark.parametrize("previous", [OLDER, *FROZEN], ids=lambda p: p if isinstance(p, str) else p.stem)
+def test_an_upgrade_keeps_what_users_and_the_operator_made(
+    helm: Helm, control_plane: ControlPlane, tmp_path: Path, previous: str | Path
+) -> None:
+    _put(helm, "install", {}, _older(tmp_path) if previous == OLDER else Path(previous))
+    control_plane.kubectl("wait", "--for=condition=Established", "--timeout=30s", f"crd/{CRD}")
+    before = _crd(control_plane)
+    assert ("ttlSecondsAfterFinished" in _fields(before)) == (previous != OLDER)
+    control_plane.wait_for(lambda: control_plane.kubectl("apply", "-f", "-", input=json.dumps(PIPELINE)), "the CRD")
+    secret = control_plane.request("GET", TLS)
+    control_plane.request("PUT", TLS, {**secret, "data": {"tls.crt": "YQ==", "ca.key": "Yg=="}})
+
+    _put(helm, "upgrade", {"replicas": 3, "stages": {"image": "registry.example.com/trainer:2"}})
+    after = _crd(control_plane)
+    assert after["metadata"]["uid"] == before["metadata"]["uid"]
+    assert "ttlSecondsAfterFinished" in _fields(after)
+    assert control_plane.request("GET", TLS)["data"] == {"tls.crt": "YQ==", "ca.key": "Yg=="}
+    assert control_plane.kubectl("-n", "team-a", "get", "camel", "-o", "name") == "camelpipeline.camel-ray.dev/mine\n"
+    deployment = f"/apis/apps/v1/namespaces/{NAMESPACE}/deployments/camel-ray-operator"
+    assert control_plane.request("GET", deployment)["spec"]["replicas"] == 3
+    config = control_plane.request("GET", f"/api/v1/namespaces/{NAMESPACE}/configmaps/camel-ray-operator")
+    assert yaml.safe_load(config["data"]["config.yaml"])["stages"]["image"] == "registry.example.com/trainer:2"
+
+    helm.run("uninstall", RELEASE, f"--namespace={NAMESPACE}")
+    assert _crd(control_plane)["metadata"]["uid"] == before["metadata"]["uid"]
+    assert control_plane.kubectl("-n", "team-a", "get", "camel", "-o", "name") == "camelpipeline.camel-ray.dev/mine\n"
+    left = control_plane.kubectl(
+        *("get", "deploy,svc,cm,secret,sa,role,rolebinding,pdb,networkpolicy,clusterrole,clusterrolebinding", "-A"),
+        *("--selector=app.kubernetes.io/instance=camel-ray", "-o", "name"),
+    )
+    assert left == ""
+    _put(helm, "install", {})  # takes the CRD up again
+    assert _crd(control_plane)["metadata"]["uid"] == before["metadata"]["uid"]
+
+
+def test_pods_of_the_operator_are_admitted_where_pods_must_be_restricted(
+    helm: Helm, control_plane: ControlPlane
+) -> None:
+    _put(helm, "install", {})
+    selector = "--selector=app.kubernetes.io/component=operator"
+    get = ("-n", NAMESPACE, "get", "pods", selector, "-o", "name")
+    control_plane.wait_for(lambda: len(control_plane.kubectl(*get).split()) == 2, "two pods of the operator")
+
+
+def test_what_is_missing_is_told_after_the_installation(helm: Helm, control_plane: ControlPlane) -> None:
+    # the version of Helm and the control plane are real, so is what they tell each other about kinds and namespaces
+    told = _put(helm, "install", {"replicas": 0})
+    assert "MISSING: KubeRay. Only pipelines with `spec.cluster.executor: Job` run." in told
+    assert "MISSING: Kueue." in told
+    assert "MISSING: an operator. `replicas` is 0" in told
+    assert "MISSING: the resource CamelPipeline" not in told
+    control_plane.apply_crds(*sorted((Path(__file__).parents[1] / "kuberay_standin/crds").glob("*.yaml")))
+    try:
+        told = _put(helm, "upgrade", {"replicas": 2})
+        assert ("MISSING: KubeRay" in told, "MISSING: an operator" in told) == (False, False)
+    finally:
+        control_plane.kubectl("delete", "crd", "rayjobs.ray.io", "rayclusters.ray.io")
+
+
+def test_with_namespaces_the_operator_may_work_in_these_alone(helm: Helm, control_plane: ControlPlane) -> None:
+    _put(helm, "install", {"watchNamespaces": ["team-a"]})
+    account = f"--as=system:serviceaccount:{NAMESPACE}:camel-ray"
+
+    def may(verb: str, resource: str, namespace: str) -> bool:
+        question = ("auth", "can-i", verb, resource, f"--namespace={namespace}", account)
+        return control_plane.kubectl(*question, check=False).strip() == "yes"
+
+    assert control_plane.wait_for(lambda: may("create", "jobs.batch", "team-a"), "the rights")
+    assert not may("create", "jobs.batch", "team-b")
+    assert not may("list", "camelpipelines.camel-ray.dev", NAMESPACE)
+    assert not may("get", "secrets", "team-a")
+    assert may("get", "secrets/camel-ray-operator-tls", NAMESPACE)
+    assert not may("get", "secrets/another", NAMESPACE)
+    assert may("create", "tokenreviews.authentication.k8s.io", NAMESPACE)
+
+
+def test_a_resource_of_somebody_else_is_not_taken(helm: Helm, control_plane: ControlPlane) -> None:
+    _put(helm, "install", {})
+    arguments = ("install", "ml", str(CHART), "--namespace=team-b")
+    with pytest.raises(RigError, match=r"camelpipelines\.camel-ray\.dev"):
+        helm.run(*arguments)
+    helm.run(*arguments, "--set=crds.enabled=false")
+    helm.run("uninstall", "ml", "--namespace=team-b")
