@@ -3,6 +3,7 @@
 Reports of one attempt replace each other while they wait, and an attempt's progress is written at most every ten
 seconds. How an attempt ended is written at once and tried again. Each write is a JSON patch that holds only while the
 same attempt is the current one: the controller, which owns the rest of the status, never has its decisions undone.
+Reports of an attempt come to any replica, so what has waited in one may be older than what another has written.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 
 from camel_ray.api.status import PipelineStatus, Progress, Result, StageStatus
+from camel_ray.operator.clock import moment
 from camel_ray.operator.model import Object
 from camel_ray.operator.summary import metrics_text, progress_text
 
@@ -139,7 +141,7 @@ class ProgressWriter:
 
 
 def status_patch(pipeline: Object | None, key: Key, write: Write) -> list[dict[str, Any]]:
-    """The JSON patch for a report; empty if its attempt is not the current one any more."""
+    """The JSON patch for a report; empty if its attempt is not the current one any more, or if it is old news."""
     if pipeline is None:
         return []
     try:
@@ -150,7 +152,7 @@ def status_patch(pipeline: Object | None, key: Key, write: Write) -> list[dict[s
     if index is None:
         return []
     current = stages[index].current
-    if current is None or current.number != key.number:
+    if current is None or current.number != key.number or _is_old(stages[index], key, write):
         return []
     base = f"/status/stages/{index}"
     patch: list[dict[str, Any]] = [
@@ -170,6 +172,16 @@ def status_patch(pipeline: Object | None, key: Key, write: Write) -> list[dict[s
             {"op": "add", "path": "/status/metrics", "value": metrics_text(told)},
         ]
     return patch
+
+
+def _is_old(stage: StageStatus, key: Key, write: Write) -> bool:
+    """Whether the status has the attempt's end, or later progress of it, and `write` has no end."""
+    if write.result is not None or write.progress is None:
+        return False
+    ended = stage.result is not None and stage.result.attempt == key.number
+    told = stage.progress
+    newer = told is not None and told.attempt == key.number and moment(told.updated) > moment(write.progress.updated)
+    return ended or newer
 
 
 def _says_the_same(last: Write, report: Write) -> bool:

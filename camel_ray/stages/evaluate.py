@@ -96,7 +96,16 @@ def run(context: StageContext) -> list[Output]:
         (directory / "evaluation.json").write_text(text + "\n", encoding="utf-8")
         with (directory / "samples.jsonl").open("w", encoding="utf-8") as file:
             file.writelines(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n" for line in lines)
-    return [Output(ArtifactKind.REPORT, directory, evaluation)]
+    return [Output(ArtifactKind.REPORT, directory, _metrics(evaluation))]
+
+
+def _metrics(evaluation: Mapping[str, Any]) -> dict[str, float]:
+    """Of `evaluation.json` the numbers that are the model's own, for the artifact and for a status on a cluster."""
+    figures: Mapping[str, Mapping[str, float | None]] = evaluation["figures"]
+    metrics = {name: value for name, sides in figures.items() if (value := sides.get("model")) is not None}
+    if "win_rate" in evaluation:
+        metrics["win_rate"] = evaluation["win_rate"]["rate"]
+    return metrics
 
 
 def _contenders(context: StageContext, spec: EvaluateStageSpec) -> dict[str, _Contender]:

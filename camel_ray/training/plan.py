@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from camel_ray.api.model import ModelSpec
 from camel_ray.api.pipeline import TrackingSpec
 from camel_ray.api.training import TrainingSpec
 from camel_ray.progress import Progress
-from camel_ray.training.arguments import TrainingKind
+
+if (
+    TYPE_CHECKING
+):  # plans also go to processes that have no use for transformers and TRL, Ray Train's controller for one
+    from camel_ray.training.arguments import TrainingKind
 
 
 @dataclass(frozen=True)

@@ -69,10 +69,10 @@ class CutOff(Client):
 
     cut = False
 
-    def list(self, *args: Any, **options: Any) -> Any:
+    def list_each(self, *args: Any, **options: Any) -> Any:
         if self.cut:
             raise Unreachable("cut off")
-        return super().list(*args, **options)
+        return super().list_each(*args, **options)
 
     def watch(self, *args: Any, **options: Any) -> Any:
         if self.cut:

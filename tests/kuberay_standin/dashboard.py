@@ -9,7 +9,7 @@ from typing import Protocol
 
 from kuberay_standin.api import Key
 from kuberay_standin.job_api import TERMINAL, JobInfo, UnreachableError
-from kuberay_standin.processes import LOG_CHARACTERS, Process
+from kuberay_standin.processes import LOG_CHARACTERS, MissingError, Process
 from kuberay_standin.script import Behaviour, Pace
 
 _EPOCH = time.time() - time.monotonic()
@@ -95,7 +95,10 @@ class RayJob:
         if self.status in TERMINAL or now < self._start:
             return
         if self._run is None:
-            self._run, self.started = self._launch(), now
+            try:
+                self._run, self.started = self._launch(), now
+            except MissingError:  # the pod loses what it mounts: it is on its way out
+                return
             self.status = "RUNNING"
         if self._stopped and now >= self._stopped + _STOP_SECONDS:
             self._run.kill()

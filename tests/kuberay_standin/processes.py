@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from kuberay_standin.api import Api, Object, key_of
+from kuberay_standin.api import Api, ApiError, Object, key_of
 
 LOG_CHARACTERS = 20_000
 """How much of a log Ray keeps in the message of a failed job."""
@@ -185,7 +185,10 @@ class Processes:
         if wanted.get("audience"):
             spec["audiences"] = [wanted["audience"]]
         path = self._api.path("serviceaccounts", namespace, pod["spec"].get("serviceAccountName", "default"), "token")
-        token: str = self._api.call("POST", path, {"spec": spec})["status"]["token"]
+        try:
+            token: str = self._api.call("POST", path, {"spec": spec})["status"]["token"]
+        except ApiError as error:  # its namespace is being deleted, say
+            raise MissingError("FailedMount", f"failed to fetch token: {error}") from error
         return token
 
 

@@ -167,7 +167,11 @@ class Node:
         stamp = _STORE / f"imported-{image}"
         if not stamp.exists() or stamp.read_text() != key:
             stamp.unlink(missing_ok=True)
-            self.exec("ctr", "--address", _SOCKET, "--namespace", "k8s.io", "images", "import", str(archive))
+            command = ("ctr", "--address", _SOCKET, "--namespace", "k8s.io", "images", "import", str(archive))
+            try:
+                self.exec(*command)
+            except RigError:  # layers of an image of that name before it may just be going away
+                self.exec(*command)
             stamp.write_text(key)
 
     def power_off(self) -> None:

@@ -153,7 +153,8 @@ class _Follower:
                 self._stopped.wait(random.uniform(0.0, 1.0))
             except NotFound:
                 self._not_served()
-                self._stopped.wait(_MAX_DELAY_SECONDS * random.uniform(0.5, 1.0))
+                self._failures += 1
+                self._pause()  # not for long at first: with an installation, its kinds come moments after its pods
             except Exception as error:
                 # Not only KubeError: a bug in `trim` or an index must not end the thread, for nobody would notice.
                 expected = isinstance(error, KubeError)
@@ -162,8 +163,12 @@ class _Follower:
                 self._failures += 1
                 if self._failures % _STUBBORN == 0:
                     self._version = None
-                delay = min(_FIRST_DELAY_SECONDS * 2 ** min(self._failures - 1, 10), _MAX_DELAY_SECONDS)
-                self._stopped.wait(delay * random.uniform(0.5, 1.0))
+                self._pause()
+
+    def _pause(self) -> None:
+        """Wait before the next try: longer after each failure in a row."""
+        delay = min(_FIRST_DELAY_SECONDS * 2 ** min(self._failures - 1, 10), _MAX_DELAY_SECONDS)
+        self._stopped.wait(delay * random.uniform(0.5, 1.0))
 
     def _list(self) -> None:
         objects, version = self._client.list_each(
