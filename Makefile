@@ -17,7 +17,7 @@ quickstart: setup ## the whole chain on this machine: text to a PPO-tuned, evalu
 	@.venv/bin/camel-ray run -f examples/01-quickstart.yaml
 
 test: lint rig ## all checks and all test layers
-	@$(python) -m pytest
+	@tools/test.sh
 
 lint: setup ## ruff, mypy --strict, layer contracts, generated files
 	@$(python) -m ruff check .
