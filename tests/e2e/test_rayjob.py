@@ -23,7 +23,7 @@ from rig.images import TRAINER
 from rig.node import Node
 from rig.pipelines import Object, Pipelines, pipeline
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(1200)
 
 CONFIG = {
     "model_type": "llama",
@@ -127,12 +127,12 @@ class Run:
         """The newest note with these words, once there is one."""
         return str(self.wait(lambda: [n for n in self.notes() if words in n], f"the note '{words}'", seconds)[-1])
 
-    def wait_steps(self, count: int, seconds: float = 200) -> None:
+    def wait_steps(self, count: int, seconds: float = 400) -> None:
         """Wait for as many more steps."""
         before = len(self.steps())
         self.wait(lambda: len(self.steps()) >= before + count, f"{count} more steps", seconds)
 
-    def wait(self, condition: Any, what: str, seconds: float = 60) -> Any:
+    def wait(self, condition: Any, what: str, seconds: float = 120) -> Any:
         try:
             return self.pipelines.wait(condition, what, seconds)
         except Exception as error:
@@ -177,16 +177,16 @@ def test_the_autoscaler_brings_the_second_pod_and_zero_trains_over_both(
     group = {"minReplicas": 1, "maxReplicas": 2}
     manifest = training("scaled", steps=40, group=group, checkpoint=20, autoscaling={"enabled": True})
     run = Run(pipelines, node, data, manifest)
-    first = run.wait(lambda: [p for p in run.pods("worker") if ready(p)], "a ready worker", 90)
+    first = run.wait(lambda: [p for p in run.pods("worker") if ready(p)], "a ready worker", 180)
     assert len(first) == 1 and len(run.pods("head")) == 1
     (cluster,) = pipelines.list("rayclusters", "scaled")
     assert cluster["spec"]["workerGroupSpecs"][0]["replicas"] == 1
-    run.wait(lambda: len(run.training_pods()) == 2, "training processes in two pods", 150)
+    run.wait(lambda: len(run.training_pods()) == 2, "training processes in two pods", 300)
     (cluster,) = pipelines.list("rayclusters", "scaled")
     (job,) = pipelines.list("rayjobs", "scaled")
     assert cluster["spec"]["workerGroupSpecs"][0]["replicas"] == 2
     assert job["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]["replicas"] == 1, "KubeRay leaves the RayJob alone"
-    base = pipelines.wait_phase("scaled", "Succeeded", seconds=200)["stages"][0]
+    base = pipelines.wait_phase("scaled", "Succeeded", seconds=400)["stages"][0]
     assert (base["attempts"], base["result"]["code"], base["progress"]["percentage"]) == (1, 0, 100)
     assert 0 < base["progress"]["metrics"]["loss"] < 10
     assert run.steps() == list(range(1, 41))
@@ -205,7 +205,7 @@ def test_a_long_run_outlives_a_drain_a_killed_worker_and_a_pause(
     kill_a_worker(run)
     pause_and_resume(run)
     pipelines.request("long", "cancel - 1")
-    assert pipelines.wait_phase("long", "Cancelled", seconds=120)["stages"][0]["failures"] == 0
+    assert pipelines.wait_phase("long", "Cancelled", seconds=300)["stages"][0]["failures"] == 0
 
 
 def drain_a_worker(run: Run, plane: ControlPlane) -> None:
@@ -214,9 +214,9 @@ def drain_a_worker(run: Run, plane: ControlPlane) -> None:
     path = f"/api/v1/namespaces/{run.pipelines.namespace}/pods/{gone}/eviction"
     eviction = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": gone}}
     plane.request("POST", path, eviction)
-    taken = run.wait_note("a machine is being taken away", 60)
+    taken = run.wait_note("a machine is being taken away", 120)
     saved = step_of(taken)
-    run.wait_note(f"continues at step {saved}", 150)
+    run.wait_note(f"continues at step {saved}", 300)
     run.wait_steps(5)
     before, after = run.steps_around(f"continues at step {saved}")
     assert saved <= max(before) <= saved + 1, "at most one step was done again"
@@ -232,7 +232,7 @@ def kill_a_worker(run: Run) -> None:
     container = victim["status"]["containerStatuses"][0]["containerID"].removeprefix("containerd://")
     notes = len(run.notes())
     run.node.exec("ctr", "--namespace=k8s.io", "tasks", "kill", "--signal=SIGKILL", container)
-    run.wait(lambda: [n for n in run.notes()[notes:] if "continues at step" in n], "the restart", 150)
+    run.wait(lambda: [n for n in run.notes()[notes:] if "continues at step" in n], "the restart", 300)
     at = step_of(run.notes()[-1])
     assert at % 500 == 0 and at > 0
     run.wait_steps(5)
@@ -243,7 +243,7 @@ def kill_a_worker(run: Run) -> None:
 def pause_and_resume(run: Run) -> None:
     """`suspend: true` and back: a checkpoint of both ranks, no pods meanwhile, and on from that very step."""
     run.pipelines.patch_spec("long", suspend=True)
-    status = run.pipelines.wait_phase("long", "Suspended", seconds=120)
+    status = run.pipelines.wait_phase("long", "Suspended", seconds=300)
     assert status["stages"][0]["history"][-1]["outcome"] == "Stopped"
     phases = {pod["status"]["phase"] for pod in run.pipelines.list("pods", "long")}
     assert phases <= {"Succeeded", "Failed"}, "nothing runs while it waits"
@@ -253,7 +253,7 @@ def pause_and_resume(run: Run) -> None:
     saved, last = step_of_directory(newest), run.steps()[-1]
     assert saved <= last <= saved + 1
     run.pipelines.patch_spec("long", suspend=False)
-    run.wait_note(f"continues at step {saved}", 150)
+    run.wait_note(f"continues at step {saved}", 300)
     run.wait_steps(5)
     _, after = run.steps_around(f"continues at step {saved}")
     assert after[0] == saved + 1
