@@ -19,6 +19,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch._C._distributed_c10d import TCPStore
 from transformers import PreTrainedModel, get_scheduler
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -44,17 +45,28 @@ _SYNC_BYTES = 1 << 28
 """Bytes of parameters that are whole at one time while all are copied to the host."""
 
 
-def join_process_group(endpoint: str, *, rank: int, world: int, timeout_seconds: float) -> None:
-    """Make this process one of `world`: NCCL where there is a GPU, gloo else. `endpoint`: host:port of rank 0."""
+def meeting_point(address: str) -> TCPStore:
+    """Where the others will find rank 0, at this address of its node: it listens at once, on a port that is its own."""
+    return TCPStore(address, 0, is_master=True, wait_for_workers=False)
+
+
+def join_process_group(
+    endpoint: str, *, rank: int, world: int, timeout_seconds: float, store: TCPStore | None = None
+) -> None:
+    """Make this process one of `world`: NCCL where there is a GPU, gloo else. `endpoint`: host:port of rank 0, whose
+    `meeting_point` is `store`.
+    """
     host, _, port = endpoint.rpartition(":")
+    timeout = timedelta(seconds=timeout_seconds)
     os.environ.update(
         MASTER_ADDR=host, MASTER_PORT=port, RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK="0", LOCAL_WORLD_SIZE="1"
     )
     dist.init_process_group(
         "nccl" if torch.cuda.is_available() else "gloo",
+        store=store or TCPStore(host, int(port), is_master=False, timeout=timeout),
         rank=rank,
         world_size=world,
-        timeout=timedelta(seconds=timeout_seconds),
+        timeout=timeout,
     )
 
 

@@ -8,7 +8,6 @@ on the model. A second thread answers the question whether the process is alive,
 from __future__ import annotations
 
 import os
-import socket
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -16,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 import ray
 
 if TYPE_CHECKING:
+    from torch._C._distributed_c10d import TCPStore
+
     from camel_ray.ppo.settings import RoleSettings
 
 WATCH = "watch"
@@ -54,6 +55,7 @@ class RoleHost:
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
         self.roles: dict[str, Any] = {}
+        self._store: TCPStore | None = None
         self._doing = "nothing"
 
     @ray.method(concurrency_group=WATCH)
@@ -66,18 +68,21 @@ class RoleHost:
         return str(ray.util.get_node_ip_address()), os.getpid()
 
     def endpoint(self) -> str:
-        """host:port on which rank 0 waits for the others."""
+        """host:port on which rank 0 waits for the others, from now on."""
+        from camel_ray.ppo.engine import meeting_point
+
         address = ray.util.get_node_ip_address()
-        with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as probe:
-            probe.bind((address, 0))
-            return f"{address}:{probe.getsockname()[1]}"
+        self._store = meeting_point(address)
+        return f"{address}:{self._store.port}"
 
     def join(self, endpoint: str, timeout_seconds: float) -> None:
         """Form the process group of this host group (collective)."""
         from camel_ray.ppo.engine import join_process_group
 
         self._begin("joining the process group")
-        join_process_group(endpoint, rank=self.rank, world=self.world, timeout_seconds=timeout_seconds)
+        join_process_group(
+            endpoint, rank=self.rank, world=self.world, timeout_seconds=timeout_seconds, store=self._store
+        )
         self._doing = "nothing"
 
     def load(self, role: str, settings: RoleSettings) -> None:

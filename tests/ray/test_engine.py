@@ -8,7 +8,6 @@ the tests look at what the ranks saw.
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +19,8 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, PreTrainedTokenizerFast
+
+from camel_ray.ppo.engine import meeting_point
 
 WORKER = Path(__file__).with_name("engine_worker.py")
 SHARDED = [
@@ -41,9 +42,8 @@ Seen = dict[str, Any]
 
 
 def run(world: int, directory: Path, *scenarios: str) -> list[Seen]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        endpoint = f"127.0.0.1:{probe.getsockname()[1]}"
+    store = meeting_point("127.0.0.1")
+    endpoint = f"127.0.0.1:{store.port}"
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
     ranks = [
         subprocess.Popen(
