@@ -206,6 +206,8 @@ CEL_RULES: tuple[CelRule, ...] = (
     _frozen("storage"),
     _frozen("seed"),
     _frozen("model"),
+    # at `spec`, because the apiserver repeats the text that a rule about a text is broken by
+    CelRule(("spec",), f"!self.storage.matches({_text(rules.CREDENTIALS_PATTERN)})", say.CREDENTIALS, at=".storage"),
     # the cluster
     _unique("spec.cluster.groups", "name", say.NAME_TAKEN),
     CelRule(

@@ -24,11 +24,27 @@ OPERATOR_VARIABLES = ("CAMEL_RAY_", "KUBEFLOW_TRAINER_")
 """Beginnings of the variables by which the operator talks to a stage."""
 CACHE_VARIABLE = "CAMEL_RAY_CACHE"
 """The one of them that is the user's: where the mirror of remote storage lies."""
-RESERVED_PATHS = ("/etc/camel-ray", "/tmp", "/dev", "/proc", "/sys", "/var/run/secrets", "/run/secrets")
+SCRATCH_DIRECTORY = "/var/cache/camel-ray"
+"""Where the operator mounts a claim for that mirror."""
+RESERVED_PATHS = (
+    "/etc/camel-ray",
+    SCRATCH_DIRECTORY,
+    "/tmp",
+    "/dev",
+    "/proc",
+    "/sys",
+    "/var/run/secrets",
+    "/run/secrets",
+)
 """Where the operator, KubeRay, Kubernetes and container runtimes mount their own."""
 MANAGED_BY = "app.kubernetes.io/managed-by"
 RESERVED_KEYS = ("camel-ray.dev/", "ray.io/", "kueue.x-k8s.io/", "batch.kubernetes.io/")
 """Labels and annotations by which the operator, KubeRay, Kueue and the Job controller find their pods."""
+CREDENTIALS_PATTERN = (
+    r"(^|::)((s3a?|gs|gcs)://([^/?#]*@|[^/?#:]+:[A-Za-z0-9/+=]{20,}@)|[a-z][a-z0-9+.-]*://[^/?#@]*:[^/?#@]*@)"
+)
+"""Addresses with a password, or with the key of an object store; a user alone (`sftp://me@host`, `abfs://box@account`)
+is none. One syntax for Python and CEL."""
 KEY_PATTERN = r"([a-z0-9][-.a-z0-9]*/)?[A-Za-z0-9]([-._A-Za-z0-9]{0,61}[A-Za-z0-9])?"
 
 
@@ -69,6 +85,24 @@ def nearest(word: str, known: list[str]) -> str:
     """` Did you mean 'x'?` for the nearest known word, or the empty string."""
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     return f" Did you mean '{close[0]}'?" if close else ""
+
+
+def holds_credentials(uri: str) -> bool:
+    """Whether an address says a password or a key to everybody who reads it."""
+    return re.search(CREDENTIALS_PATTERN, uri) is not None
+
+
+def _credentials(spec: Mapped) -> Iterator[Violation]:
+    """Wherever an address may stand; lists and mappings are looked through."""
+    found: list[tuple[tuple[str | int, ...], Any]] = [(("spec",), spec)]
+    while found:
+        path, value = found.pop()
+        if isinstance(value, str) and holds_credentials(value):
+            yield Violation(path, say.CREDENTIALS)
+        elif isinstance(value, Mapping):
+            found += [((*path, key), item) for key, item in reversed(list(value.items()))]
+        elif isinstance(value, list):
+            found += [((*path, i), item) for i, item in reversed(list(enumerate(value)))]
 
 
 def _unique_names(spec: Mapped) -> Iterator[Violation]:
@@ -355,6 +389,7 @@ def _cluster_list(spec: Mapped, name: str) -> list[Mapped]:
 
 
 _PIPELINE_RULES: tuple[Callable[[Mapped], Iterator[Violation]], ...] = (
+    _credentials,
     _unique_names,
     _group_sizes,
     _env,

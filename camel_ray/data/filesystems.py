@@ -16,6 +16,8 @@ from urllib.parse import urlsplit
 
 import fsspec
 
+from camel_ray.api.rules import holds_credentials
+from camel_ray.api.sentences import CREDENTIALS
 from camel_ray.errors import CamelError, PermanentError, SpecError, StorageUnavailable
 
 OBJECT_STORES = frozenset({"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "oci", "oss"})
@@ -43,12 +45,9 @@ def open_filesystem(
     uri: str, *, field: str, permanent: Callable[[str], PermanentError] = SpecError
 ) -> tuple[fsspec.AbstractFileSystem, str]:
     """The file system of a URI and the path in it. Raises `permanent(sentence)` if that cannot be."""
+    if holds_credentials(uri):
+        raise permanent(f"{field} {CREDENTIALS}")
     parts = urlsplit(uri)
-    if parts.password or (parts.username and parts.scheme in OBJECT_STORES):
-        raise permanent(
-            f"{field}: {_PASSWORD.sub('***', uri)} holds credentials, which everybody sees who may read the file; "
-            "leave them out and give them as environment variables (on a cluster: cluster.envFromSecrets)"
-        )
     options: dict[str, Any] = {}
     if parts.scheme in OBJECT_STORES:
         options = {"skip_instance_cache": True, "use_listings_cache": False}

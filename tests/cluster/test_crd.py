@@ -169,6 +169,7 @@ def test_the_largest_pipeline_stays_within_the_cost_of_a_request(admin: Client, 
 
 CASES: dict[str, tuple[str, str, str]] = {
     # sentence: (old, new, what is said)
+    "CREDENTIALS": ("s3://bucket/team", "s3://key:secret@bucket/team", sentences.CREDENTIALS),
     "NAME_TAKEN": ("name: judge", "name: text", "the name 'text' is taken by number 1; give each its own name"),
     "NAME_TAKEN groups": ("{name: cpu", "{name: gpu", "the name 'gpu' is taken by number 1; give each its own name"),
     "NAME_TAKEN env": ("{name: B", "{name: A", "the name 'A' is taken by number 1; give each its own name"),

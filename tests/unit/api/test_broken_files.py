@@ -77,6 +77,13 @@ CASES = [
     broken("no name", "  name: demo", "  labels: {a: b}", 3, "metadata.name", "is required", "at most 40"),
     broken("bad pipeline name", "name: demo", "name: My_Demo", 4, "metadata.name", "lower-case letters", "'My_Demo'"),
     broken("label is a number", "name: demo", "name: demo\n  labels: {a: 1}", 5, "metadata.labels.a", "should be text, not 1", "quotes"),
+    # what everybody may read
+    broken("password in storage", "./runs", "s3://me:hush@bucket/runs", 6, "spec.storage", "holds credentials", "envFromSecrets"),
+    broken("key in storage", "./runs", "s3://AKIAX@bucket/runs", 6, "spec.storage", "holds credentials"),
+    broken("slash in a key", "./runs", "s3://AKIAX:wJalrXUtnFEMI/K7MDENG/bPx@bucket/runs", 6, "spec.storage", "holds credentials"),
+    broken("password in a chain", "./runs", "simplecache::sftp://me:hush@host/runs", 6, "spec.storage", "holds credentials"),
+    broken("password in data", "builtin://python-docs/text", "[a.jsonl, 'ftp://me:hush@host/b.jsonl']", 11, "spec.stages[0].data.source[1]", "holds credentials"),
+    broken("password in a variable", "  seed: 0", "  cluster: {env: [{name: HTTPS_PROXY, value: 'http://me:hush@proxy:3128'}]}", 7, "spec.cluster.env[0].value", "holds credentials"),
     # unknown keys
     broken("typo", "seed: 0", "sed: 0", 7, "spec.sed", "not known", "Did you mean 'seed'?"),
     broken("typo in a stage", "batchSize: 16", "batchSise: 16", 20, f"{STAGE}[2].pretrain.batchSise", "Did you mean 'batchSize'?"),
@@ -180,6 +187,20 @@ def test_the_good_file_loads() -> None:
     ]  # fmt: skip
     assert pipeline.spec.stages[3].sft is not None
     assert pipeline.spec.stages[3].sft.learning_rate == 2e-5
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "s3://bucket/mail@host/x:y",
+        "s3://arn:aws:s3:eu-west-1:123456789012:accesspoint/mine/a@b",
+        "abfs://box@account.dfs.core.windows.net/runs",
+        "sftp://me@host:2222/runs",
+        "/data/a:b@c",
+    ],
+)
+def test_an_address_without_a_secret_is_taken(uri: str) -> None:
+    assert load_pipeline_text(GOOD.replace("./runs", uri), "demo.yaml").spec.storage == uri
 
 
 def test_five_mistakes_are_reported_together_in_the_order_of_the_lines() -> None:
