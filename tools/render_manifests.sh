@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # render_manifests.sh HELM [--check]: writes the manifests for kubectl from the chart, or says whether they are in sync.
 #
-# They are the chart's default rendering without what only Helm reads. HELM is Helm 3; Helm 4 leaves other blank lines.
+# They are the chart's default rendering without what only Helm reads, and without the checksum of the configuration, which
+# nobody who edits them would keep up. HELM is Helm 3; Helm 4 leaves other blank lines.
 # tests/chart runs the check.
 set -euo pipefail
 helm=$1 check=${2:-}
@@ -14,7 +15,8 @@ render() {   # render TITLE OPTION...
     "    pod-security.kubernetes.io/enforce: restricted"
   "$helm" template camel-ray "$root/charts/camel-ray" --namespace "$namespace" \
     --set crds.keep=false,test.enabled=false "${@:2}" |
-    grep -v -e '^# Source: ' -e '^ *helm.sh/chart: ' -e '^ *app.kubernetes.io/managed-by: Helm$'
+    grep -v -e '^# Source: ' -e '^ *helm.sh/chart: ' -e '^ *app.kubernetes.io/managed-by: Helm$' |
+    sed '/^ *annotations:$/{N;/\n *checksum\/config: /d}'
 }
 
 put() {   # put FILE: writes what comes in, or compares with it

@@ -3,7 +3,8 @@
     camel_ray.api.values.ChartValues -> `python -m camel_ray.api.generate` -> charts/camel-ray
 
 Helm checks what a user gives against the schema before it renders anything, so a mistyped key is an error and no
-surprise. The schema is JSON schema 2020-12, which Helm 3.18 and newer read.
+surprise; what the operator would refuse at its start is refused there, too. The schema is JSON schema 2020-12, which
+Helm 3.18 and newer read.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from pydantic.fields import FieldInfo
 from camel_ray.api.base import Spec
 from camel_ray.api.cluster import ResourcesSpec
 from camel_ray.api.fields import default, fields, models
-from camel_ray.api.operator_config import OperatorConfig
+from camel_ray.api.operator_config import PEER, OperatorConfig
+from camel_ray.api.rules import CACHE_VARIABLE, KEY_PATTERN, MANAGED_BY, OPERATOR_VARIABLES, RESERVED_KEYS
 from camel_ray.api.schema import DIALECT, without_titles
 from camel_ray.api.values import ChartValues
 
@@ -36,11 +38,17 @@ def values_yaml() -> str:
 def values_schema() -> dict[str, Any]:
     """The JSON schema of the values."""
     schema = ChartValues.model_json_schema(by_alias=True)
-    # Helm hands every chart the globals of those around it.
+    # Helm hands every chart the globals of those around it, and what their `condition` reads.
     schema["properties"]["global"] = {
         "type": "object",
         "description": "Globals of a chart that holds this one; unused.",
     }
+    schema["properties"]["enabled"] = {
+        "type": "boolean",
+        "description": "For the `condition` of a chart that holds this one; unused.",
+    }
+    _require(schema, ChartValues)
+    _add_rules(schema["$defs"])
     return {"$schema": DIALECT, "title": "Values of the camel-ray chart", **without_titles(schema)}
 
 
@@ -63,6 +71,52 @@ def leaves(model: type[Spec] = ChartValues, path: str = "") -> Iterator[tuple[st
             yield f"{path}{name}", default(info)
         else:
             yield from leaves(below, f"{path}{name}.")
+
+
+def _require(schema: dict[str, Any], model: type[Spec]) -> None:
+    """Demand what templates cannot do without. `null` takes a default away; this names the value.
+
+    The operator's configuration needs nothing: for what is not there the operator's defaults count, which are the same.
+    Nor does what is empty by default, and free mappings, of which `null` means none.
+    """
+    place = schema if model is ChartValues else schema["$defs"][model.__name__]
+    needed = []
+    for name, info in _fields(model).items():
+        below, value = _below(info.annotation), default(info)
+        if model is ChartValues and name in _CONFIGURATION:
+            continue
+        if below is not None and below is not ResourcesSpec:
+            _require(schema, below)
+            needed.append(name)
+        elif isinstance(value, int) or (isinstance(value, str) and value):
+            needed.append(name)
+    place["required"] = needed
+
+
+def _add_rules(models: dict[str, Any]) -> None:
+    """Say in the schema which values `operator_config` refuses by rule. Variables named twice are the template's."""
+    stages = models["StageDefaults"]["properties"]
+    reserved = "|".join(key.replace(".", r"\.") for key in RESERVED_KEYS)
+    for field in ("labels", "annotations"):
+        stages[field]["propertyNames"] = {
+            "pattern": f"^{KEY_PATTERN}$",
+            "not": {"anyOf": [{"const": MANAGED_BY}, {"pattern": f"^({reserved})"}]},
+        }
+    variable = models["EnvVar"]
+    variable["oneOf"] = [
+        {"required": ["value"], "properties": {"value": {"type": "string"}, "secret": {"type": "null"}}},
+        {"required": ["secret"], "properties": {"secret": {"type": "object"}, "value": {"type": "null"}}},
+    ]
+    operators = {"pattern": f"^({'|'.join(OPERATOR_VARIABLES)})"}
+    variable["properties"]["name"]["anyOf"] = [{"const": CACHE_VARIABLE}, {"not": operators}]
+    peer = {
+        "type": "object",
+        "properties": {name: {"type": "object"} for name in PEER},
+        "additionalProperties": False,
+        "minProperties": 1,
+    }
+    models["NetworkPolicySpec"]["properties"]["allowFrom"]["items"] = peer
+    models["OperatorNetworkPolicyValues"]["properties"]["metricsFrom"]["items"] = peer
 
 
 def _fields(model: type[Spec]) -> dict[str, FieldInfo]:
@@ -121,8 +175,10 @@ For Kubernetes 1.29 and newer, with Helm 3.18 or newer, or Helm 4.
       --set stages.image=registry.example.com/camel-ray/trainer:0.1.0
     helm test camel-ray --namespace camel-ray-system
 
-What is missing on the cluster (KubeRay, Kueue, a way for Prometheus) is told after the installation. One release per
-namespace: the replicas elect their leader by a Lease of a fixed name.
+What is missing on the cluster (KubeRay, Kueue, a way for Prometheus) is told after the installation.
+
+Several releases can share a cluster where each has `watchNamespaces` of its own. CamelPipeline and the rights of users
+(`crds.enabled`, `rbac.aggregate`) are the cluster's: one release keeps them, the others set both to `false`.
 
 ## Rights
 
@@ -142,7 +198,7 @@ All pods pass the Pod Security level `restricted`:
 
 The resource CamelPipeline is part of the release (`crds.enabled`) and upgraded with it. Attempts that run go on as
 they are; the new operator takes them over. `--reuse-values` alone keeps the old defaults, image tags of stages
-included.
+included, and is refused where the new version has a value that they lack (`missing property`).
 
 Where CamelPipeline was there before (`manifests/crd.yaml`, or a release of another name), Helm refuses to touch it.
 Hand it over with `--take-ownership`, or install with `--set crds.enabled=false`.

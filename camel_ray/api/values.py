@@ -37,7 +37,7 @@ class CrdsValues(Spec):
     """The resource CamelPipeline."""
 
     enabled: bool = True
-    """Install and upgrade it with the chart. `false` where somebody else does: it exists once per cluster."""
+    """Install and upgrade it with the chart. It exists once per cluster, so of several releases one has this on."""
     keep: bool = True
     """Leave it, and with it all pipelines, when the release is uninstalled."""
 
@@ -59,7 +59,8 @@ class RbacValues(Spec):
     create: bool = True
     """Grant the operator exactly the rights it uses, in `watchNamespaces` or in all."""
     aggregate: bool = True
-    """Let who has the cluster roles `view`, `edit` or `admin` in a namespace look at or work with its pipelines."""
+    """Let who has the cluster roles `view`, `edit` or `admin` in a namespace look at or work with its pipelines. That
+    holds for the whole cluster, so of several releases one has this on."""
 
 
 class OperatorValues(Spec):
@@ -71,6 +72,8 @@ class OperatorValues(Spec):
     """How long an attempt that was asked to stop may take for its last checkpoint."""
     silent_seconds: int = Field(default=300, ge=1)
     """How long a Ray cluster may be up without its job being submitted."""
+    fixed_user: bool = True
+    """Run its pods as user and group 1000. `false`: the cluster chooses the ids, as with `stages.fixedUser`."""
     log_format: Literal["json", "text"] = "json"
     """One JSON object per line, or lines for people."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
@@ -207,4 +210,5 @@ class ChartValues(OperatorConfig):
     metrics: MetricsValues = MetricsValues()
     """Monitoring."""
     test: SwitchValues = SwitchValues()
-    """What `helm test` runs: a pipeline of one small Job, in the first of `watchNamespaces` or beside the operator."""
+    """What `helm test` runs: a pipeline of one small Job, in the first of `watchNamespaces` or beside the operator.
+    The pod that waits for its end stays, for `helm test --logs`."""

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler
+from itertools import product
 from typing import Any, Literal, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, disable_created_metrics
@@ -19,6 +20,7 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.process_collector import ProcessCollector
 
+from camel_ray.api.pipeline import STAGE_KINDS
 from camel_ray.api.status import Outcome, PipelinePhase
 from camel_ray.operator.listen import Listener
 from camel_ray.version import __version__
@@ -96,6 +98,8 @@ class Metrics:
         self._attempts = Counter(
             "camel_ray_attempts_total", "Attempts that ended.", ["kind", "outcome"], registry=registry
         )
+        for kind, outcome in product(STAGE_KINDS, get_args(Outcome)):
+            self._attempts.labels(kind, outcome)  # Prometheus sees no increase in a series that begins with 1
         self._attempt_seconds = Histogram(
             "camel_ray_attempt_duration_seconds",
             "Seconds from the start of an attempt to its end.",

@@ -9,10 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from prometheus_client import Metric
 
 from camel_ray.api.pipeline import CamelPipeline
-from camel_ray.operator.metrics import Metrics
 from camel_ray.operator.model import Settings
 from camel_ray.operator.problems import cluster_problems
 from chart_schemas import LAYOUT, write_schemas
@@ -73,8 +71,9 @@ def test_no_release_of_kubernetes_is_refused(helm: Helm, release: str) -> None:
     assert helm.template(None, f"--kube-version={release}.0")
 
 
-def test_all_pods_are_restricted(helm: Helm, everything: dict[str, object]) -> None:
-    for values in ({}, everything):
+def test_all_pods_are_restricted(helm: Helm, everything: dict[str, Any]) -> None:
+    given: list[dict[str, Any]] = [{}, everything]
+    for values in given:
         rendered = objects(helm.template(values))
         pods = [o["spec"]["template"]["spec"] for (kind, _, _), o in rendered.items() if kind == "Deployment"]
         pods += [o["spec"] for (kind, _, _), o in rendered.items() if kind == "Pod"]
@@ -83,6 +82,9 @@ def test_all_pods_are_restricted(helm: Helm, everything: dict[str, object]) -> N
             assert not {"hostNetwork", "hostPID", "hostIPC", "initContainers"} & set(pod)
             security = pod["securityContext"]
             assert security["runAsNonRoot"] is True
+            ids = {key: value for key, value in security.items() if key not in ("runAsNonRoot", "seccompProfile")}
+            fixed = values.get("operator", {}).get("fixedUser", True)
+            assert ids == (dict.fromkeys(("runAsUser", "runAsGroup", "fsGroup"), 1000) if fixed else {})
             assert security["seccompProfile"] == {"type": "RuntimeDefault"}
             assert all(set(volume) & {"configMap", "emptyDir", "secret"} for volume in pod["volumes"])
             for container in pod["containers"]:
@@ -107,9 +109,10 @@ def _rules(rendered: dict[tuple[str, str, str], dict[str, Any]], *key: str) -> s
 def test_with_namespaces_the_operator_has_no_rights_elsewhere(helm: Helm) -> None:
     everywhere = objects(helm.template())
     some = objects(helm.template({"watchNamespaces": ["team-a", "team-b"]}))
+    cluster = ("ClusterRole", "", f"camel-ray-operator:{NAMESPACE}")
     review = {("create", "authentication.k8s.io", "tokenreviews")}
-    whole = _rules(everywhere, "ClusterRole", "", "camel-ray-operator")
-    assert _rules(some, "ClusterRole", "", "camel-ray-operator") == review
+    whole = _rules(everywhere, *cluster)
+    assert _rules(some, *cluster) == review
     for namespace in ("team-a", "team-b"):
         assert _rules(some, "Role", namespace, "camel-ray-operator") == whole - review
     own = ("Role", NAMESPACE, "camel-ray-operator-own")
@@ -176,36 +179,29 @@ def test_the_pipeline_of_helm_test_is_one_that_can_run(helm3: Helm) -> None:
         pipeline = CamelPipeline.model_validate(found)
         assert pipeline.spec.cluster.executor == "Job"
         assert cluster_problems(pipeline, Settings()) == []
-        pod = rendered[("Pod", namespace, "camel-ray-test")]
-        assert pod["spec"]["containers"][0]["command"] == ["camel-ray", "status", "camel-ray-test", "--watch"]
         hooks = [o for key, o in rendered.items() if key[2] == "camel-ray-test"]
         assert {o["metadata"]["annotations"]["helm.sh/hook"] for o in hooks} == {"test"}
         assert {o["kind"] for o in hooks} == {"Pod", "CamelPipeline", "ServiceAccount", "Role", "RoleBinding"}
 
 
-@pytest.mark.parametrize("kind", ["dashboard", "alerts"])
-def test_monitoring_asks_for_metrics_that_there_are(helm3: Helm, everything: dict[str, object], kind: str) -> None:
-    families: list[Metric] = list(_all_metrics().registry.collect())
-    suffixes = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count"), "info": ("_info",)}
-    known = {f"{family.name}{end}" for family in families for end in suffixes.get(family.type, ("",))}
-    if kind == "dashboard":
-        text = (CHART / "files/dashboard.json").read_text()
-        rendered = objects(helm3.template(everything))[("ConfigMap", NAMESPACE, "camel-ray-dashboard")]
-        assert json.loads(rendered["data"]["camel-ray.json"]) == json.loads(text)
-        queries = [target["expr"] for panel in json.loads(text)["panels"] for target in panel["targets"]]
-    else:
-        rule = objects(helm3.template(everything))[("PrometheusRule", NAMESPACE, "camel-ray-operator")]
-        queries = [alert["expr"] for alert in rule["spec"]["groups"][0]["rules"]]
-    assert len(queries) >= 6
-    for query in queries:
-        asked = set(re.findall(r"\b([a-z_]+)\{", query))
-        assert asked and asked - known - {"up"} == set(), query
-        assert query.count("(") == query.count(")")
+@pytest.mark.parametrize("values", [{}, {"watchNamespaces": ["b", "a"], "imagePullSecrets": ["registry"]}])
+def test_the_pod_of_helm_test_is_where_its_image_can_be_pulled(helm: Helm, values: dict[str, Any]) -> None:
+    rendered = objects(helm.template(values))
+    namespace = values.get("watchNamespaces", [NAMESPACE])[0]
+    pod = rendered[("Pod", NAMESPACE, "camel-ray-test")]
+    assert pod["spec"].get("imagePullSecrets", []) == [{"name": name} for name in values.get("imagePullSecrets", [])]
+    command = pod["spec"]["containers"][0]["command"]
+    assert command == ["camel-ray", "status", "camel-ray-test", "--namespace", namespace, "--watch"]
+    assert ("ServiceAccount", NAMESPACE, pod["spec"]["serviceAccountName"]) in rendered
+    binding = rendered[("RoleBinding", namespace, "camel-ray-test")]
+    (subject,) = binding["subjects"]
+    assert (subject["namespace"], subject["name"]) == (NAMESPACE, pod["spec"]["serviceAccountName"])
+    assert ("Role", namespace, binding["roleRef"]["name"]) in rendered
 
 
-def _all_metrics() -> Metrics:
-    metrics = Metrics()
-    metrics.count_pipelines_with(dict)
-    metrics.read_ages_with(dict)
-    metrics.read_certificate_expiry_with(float)
-    return metrics
+def test_the_pod_of_helm_test_outlives_it_for_its_logs(helm: Helm) -> None:
+    # https://github.com/helm/helm/issues/9098: `helm test --logs` reads them after `hook-succeeded` has deleted the pod
+    hooks = {key[0]: o for key, o in objects(helm.template()).items() if key[2] == "camel-ray-test"}
+    policies = {kind: o["metadata"]["annotations"]["helm.sh/hook-delete-policy"] for kind, o in hooks.items()}
+    assert policies.pop("Pod") == "before-hook-creation"
+    assert set(policies.values()) == {"before-hook-creation,hook-succeeded"}

@@ -33,6 +33,14 @@ def test_a_stale_manifest_is_noticed(helm3: Helm, tmp_path: Path) -> None:
     assert "manifests/install.yaml is not what the chart renders" in done.stderr
 
 
+def test_they_carry_no_checksum_that_who_edits_them_would_have_to_keep_up() -> None:
+    for file in ("install.yaml", "overlays/namespaced/operator.yaml"):
+        (deployment,) = (
+            o for (kind, _, _), o in objects((MANIFESTS / file).read_text()).items() if kind == "Deployment"
+        )
+        assert "annotations" not in deployment["spec"]["template"]["metadata"]
+
+
 def test_they_name_no_helm_and_bring_their_namespace() -> None:
     text = (MANIFESTS / "install.yaml").read_text()
     assert "helm" not in text.lower()
@@ -42,19 +50,25 @@ def test_they_name_no_helm_and_bring_their_namespace() -> None:
     assert labels == {"pod-security.kubernetes.io/enforce": "restricted"}
 
 
-@pytest.mark.parametrize("namespace", ["team-a", "research"])
+@pytest.mark.parametrize(
+    ("watched", "own"),
+    [("team-a", NAMESPACE), ("research", NAMESPACE), ("team-a", "platform"), ("research", "platform")],
+)
 def test_the_overlay_for_a_namespace_is_the_chart_with_that_namespace(
-    helm3: Helm, tmp_path: Path, namespace: str
+    helm3: Helm, tmp_path: Path, watched: str, own: str
 ) -> None:
-    values = {"watchNamespaces": [namespace], "crds": {"enabled": False}, "test": {"enabled": False}}
-    wanted = {key: _without_helm(o) for key, o in objects(helm3.template(values)).items()}
+    values = {"watchNamespaces": [watched], "crds": {"enabled": False}, "test": {"enabled": False}}
+    wanted = {key: _without_helm(o) for key, o in objects(helm3.template(values, f"--namespace={own}")).items()}
+    (deployment,) = (o for (kind, _, _), o in wanted.items() if kind == "Deployment")
+    assert list(deployment["spec"]["template"]["metadata"].pop("annotations")) == ["checksum/config"]
     folder = tmp_path / "overlay"
     shutil.copytree(MANIFESTS / "overlays/namespaced", folder)
     file = folder / "kustomization.yaml"
-    file.write_text(file.read_text().replace("namespace=team-a", f"namespace={namespace}"))
+    text = file.read_text().replace("watched=team-a", f"watched={watched}")
+    file.write_text(text.replace(f"operator={NAMESPACE}", f"operator={own}"))
     command = [str(find_tools("kubectl")["kubectl"]), "kustomize", str(folder)]
     built = objects(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-    assert built.pop(("Namespace", "", NAMESPACE))["metadata"]["labels"] == {
+    assert built.pop(("Namespace", "", own))["metadata"]["labels"] == {
         "pod-security.kubernetes.io/enforce": "restricted"
     }
     assert built == wanted

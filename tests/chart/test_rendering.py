@@ -47,6 +47,7 @@ OTHERS: dict[str, Any] = {
     "operator.workers": 1,
     "operator.stopSeconds": 1,
     "operator.silentSeconds": 1,
+    "operator.fixedUser": True,
     "operator.logFormat": "json",
     "operator.logLevel": "ERROR",
     "resources": {"requests": {"cpu": "1"}, "limits": {}},
@@ -83,6 +84,9 @@ OTHERS: dict[str, Any] = {
     "stages.annotations": {"example.com/cost-centre": "8"},
     "stages.env": [],
     "stages.envFromSecrets": [],
+    "stages.fixedUser": True,
+    "stages.scratch.storageClassName": "",
+    "stages.scratch.size": "1Ti",
     "policy.serviceAccounts": [],
     "policy.secrets": [],
     "policy.configMaps": [],
@@ -178,6 +182,11 @@ def test_the_operator_reads_what_the_chart_writes(
     options = arguments([str(argument) for argument in container["args"]])
     assert options.watch_namespace == values.get("watchNamespaces", [])
     assert str(options.config) == "/etc/camel-ray/config.yaml"
+    own = rendered[("Role", NAMESPACE, "camel-ray-operator-own")]
+    leases = [
+        rule["resourceNames"] for rule in own["rules"] if "update" in rule["verbs"] and "leases" in rule["resources"]
+    ]
+    assert leases == [[options.lease_name]] == [["camel-ray-operator"]]
     ports = {port["name"]: port["containerPort"] for port in container["ports"]}
     assert ports == {"metrics": options.metrics_port, "progress": options.progress_port}
 
@@ -228,7 +237,22 @@ def test_names_start_with_the_release(helm3: Helm, release: str, name: str) -> N
     rendered = objects(helm3.template({"watchNamespaces": ["team-a"]}, release=release))
     del rendered[("CustomResourceDefinition", "", "camelpipelines.camel-ray.dev")]
     assert {key for key in rendered if not key[2].startswith(name)} == set()
-    assert max(len(key[2]) for key in rendered) <= 63
+    assert max(len(key[2]) for key in rendered if not key[0].startswith("Cluster")) <= 63
+
+
+def test_two_releases_in_one_namespace_have_leases_of_their_own(helm: Helm) -> None:
+    def lease(release: str) -> str:
+        container = _operator(objects(helm.template(release=release)))["spec"]["template"]["spec"]["containers"][0]
+        return str(arguments([str(argument) for argument in container["args"]]).lease_name)
+
+    assert (lease("one"), lease("other")) == ("one-camel-ray-operator", "other-camel-ray-operator")
+
+
+def test_large_numbers_are_written_in_full(helm: Helm) -> None:
+    values = {"operator": {"workers": 1000000, "stopSeconds": 10000000, "silentSeconds": 2000000}}
+    container = _operator(objects(helm.template(values)))["spec"]["template"]["spec"]["containers"][0]
+    options = arguments([str(argument) for argument in container["args"]])
+    assert (options.workers, options.stop_seconds, options.silent_seconds) == (1000000, 10000000, 2000000)
 
 
 def test_a_single_replica_has_no_disruption_budget(helm3: Helm) -> None:

@@ -67,6 +67,17 @@ def test_a_chart_around_this_one_may_have_globals(helm: Helm, tmp_path: Path) ->
     assert deployment["spec"]["replicas"] == 1
 
 
+@pytest.mark.parametrize("enabled", [True, False])
+def test_a_chart_around_this_one_may_switch_it_off(helm: Helm, tmp_path: Path, enabled: bool) -> None:
+    (tmp_path / "charts").mkdir()
+    (tmp_path / "charts/camel-ray").symlink_to(CHART)
+    needs = {"name": "camel-ray", "version": "*", "repository": "", "condition": "camel-ray.enabled"}
+    chart = {"apiVersion": "v2", "name": "platform", "version": "1.0.0", "dependencies": [needs]}
+    (tmp_path / "Chart.yaml").write_text(yaml.safe_dump(chart))
+    rendered = objects(helm.template({"camel-ray": {"enabled": enabled}}, chart=tmp_path))
+    assert any(kind == "Deployment" for kind, _, _ in rendered) == enabled
+
+
 def test_the_readme_and_values_yaml_have_every_value() -> None:
     text = (CHART / "README.md").read_text()
     assert text == readme()

@@ -127,7 +127,8 @@ def test_what_is_missing_is_told_after_the_installation(helm: Helm, control_plan
     # the version of Helm and the control plane are real, so is what they tell each other about kinds and namespaces
     told = _put(helm, "install", {"replicas": 0})
     assert "MISSING: KubeRay. Only pipelines with `spec.cluster.executor: Job` run." in told
-    assert "MISSING: Kueue." in told
+    assert "MISSING: Kueue. Pipelines with `spec.cluster.queue` wait for ever" in told
+    assert "camel-ray submit -w -f jobs/pipelines/laptop-job.yaml" in told
     assert "MISSING: an operator. `replicas` is 0" in told
     assert "MISSING: the resource CamelPipeline" not in told
     control_plane.apply_crds(*sorted((Path(__file__).parents[1] / "kuberay_standin/crds").glob("*.yaml")))
@@ -153,6 +154,53 @@ def test_with_namespaces_the_operator_may_work_in_these_alone(helm: Helm, contro
     assert may("get", "secrets/camel-ray-operator-tls", NAMESPACE)
     assert not may("get", "secrets/another", NAMESPACE)
     assert may("create", "tokenreviews.authentication.k8s.io", NAMESPACE)
+
+
+def test_who_may_read_no_namespaces_can_install_it(helm: Helm, control_plane: ControlPlane) -> None:
+    for namespace in (NAMESPACE, "team-a"):
+        role = ("create", "rolebinding", "tenant", "--clusterrole=admin", "--user=tenant", f"--namespace={namespace}")
+        control_plane.kubectl(*role)
+    off = {"crds": {"enabled": False}, "rbac": {"create": False, "aggregate": False}, "watchNamespaces": ["team-a"]}
+    arguments = ("install", RELEASE, str(CHART), f"--namespace={NAMESPACE}", "--values=-", "--kube-as-user=tenant")
+    try:
+        told = helm.run(*arguments, input=json.dumps(off))
+    finally:
+        for namespace in (NAMESPACE, "team-a"):
+            control_plane.kubectl("delete", "rolebinding", "tenant", f"--namespace={namespace}")
+    assert "serves CamelPipelines of team-a." in told
+    assert f"camel-ray what the chart would grant:\n    helm template {RELEASE} CHART -n {NAMESPACE}" in told
+    printed = ("template", RELEASE, str(CHART), "-n", NAMESPACE, "--values=-", "--set", "rbac.create=true")
+    granted = helm.run(*printed, "-s", "templates/rbac/*.yaml", input=json.dumps(off))
+    kinds = sorted(document["kind"] for document in yaml.safe_load_all(granted) if document)
+    assert kinds == ["ClusterRole", "ClusterRoleBinding", "Role", "Role", "RoleBinding", "RoleBinding"]
+
+
+def test_releases_of_one_name_in_two_namespaces_leave_each_other_alone(helm: Helm, control_plane: ControlPlane) -> None:
+    _put(helm, "install", {"watchNamespaces": ["team-a"]})
+    other = ("install", RELEASE, str(CHART), "--namespace=team-b", "--values=-")
+    values = {"watchNamespaces": ["team-b"], "crds": {"enabled": False}, "rbac": {"aggregate": False}}
+    helm.run(*other, input=json.dumps(values))
+    try:
+        for namespace in (NAMESPACE, "team-b"):
+            name = f"camel-ray-operator:{namespace}"
+            path = f"/apis/rbac.authorization.k8s.io/v1/clusterrolebindings/{name}"
+            binding = control_plane.request("GET", path)
+            assert [subject["namespace"] for subject in binding["subjects"]] == [namespace]
+            assert binding["roleRef"]["name"] == name
+    finally:
+        helm.run("uninstall", RELEASE, "--namespace=team-b")
+
+
+def test_values_kept_from_an_older_release_do(helm: Helm, control_plane: ControlPlane, tmp_path: Path) -> None:
+    chart = tmp_path / "older"
+    shutil.copytree(CHART, chart)
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+    del values["stages"]["scratch"], values["stages"]["fixedUser"]
+    (chart / "values.yaml").write_text(yaml.safe_dump(values))
+    _put(helm, "install", {"replicas": 1}, chart)
+    helm.run("upgrade", RELEASE, str(CHART), f"--namespace={NAMESPACE}", "--reuse-values")
+    deployment = f"/apis/apps/v1/namespaces/{NAMESPACE}/deployments/camel-ray-operator"
+    assert control_plane.request("GET", deployment)["spec"]["replicas"] == 1
 
 
 def test_a_resource_of_somebody_else_is_not_taken(helm: Helm, control_plane: ControlPlane) -> None:

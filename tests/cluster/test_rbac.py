@@ -104,7 +104,7 @@ def _name(reference: dict[str, str]) -> str:
 
 
 def _rights() -> Iterator[Right]:
-    names = ("camel-ray-operator", "camel-ray-operator-own")
+    names = (f"camel-ray-operator:{NAMESPACE}", "camel-ray-operator-own")
     for manifest in installation():
         if manifest["kind"] in ("ClusterRole", "Role") and manifest["metadata"]["name"] in names:
             for rule in manifest["rules"]:

@@ -5,9 +5,9 @@
 # A real Kubernetes comes from its sources, through the Go module proxy: no image and no download of binaries. Cold it
 # takes about a quarter of an hour on two cores, so each tool is cached by its version and shared by all clones of this
 # user. `build.sh control-plane` stands for what tests/cluster needs, `node` for what tests/e2e needs besides, `helm` for
-# what checks and installs the chart.
+# what checks and installs the chart and reads its alerts.
 set -euo pipefail
-export CGO_ENABLED=0 GOFLAGS=-mod=mod
+export CGO_ENABLED=0 GOFLAGS=-mod=mod GOWORK=off
 cache="${CAMEL_RAY_CACHE:-$HOME/.cache/camel-ray}/rig"
 declare -A module=(
   [kubernetes]=k8s.io/kubernetes@v1.36.3 [etcd]=go.etcd.io/etcd/server/v3@v3.6.14
@@ -16,6 +16,7 @@ declare -A module=(
   [coredns]=github.com/coredns/coredns@v1.15.0 [pause]=@v1
   [helm3]=helm.sh/helm/v3@v3.21.4 [helm4]=helm.sh/helm/v4@v4.2.4
   [kubeconform]=github.com/yannh/kubeconform@v0.8.0 [helm-docs]=github.com/norwoodj/helm-docs@v1.14.2
+  [prometheus]=github.com/prometheus/prometheus@v0.316.0
 )
 # the API of each release that the chart is checked against, as OpenAPI
 for release in 1.32.13 1.33.13 1.34.4 1.35.4 1.36.3 1.37.2; do
@@ -30,10 +31,11 @@ declare -A source=(
   [kubelet]="kubernetes cmd/kubelet" [kube-proxy]="kubernetes cmd/kube-proxy" [coredns]="coredns rig" [pause]="pause ."
   [helm3]="helm3 cmd/helm" [helm4]="helm4 cmd/helm"
   [kubeconform]="kubeconform cmd/kubeconform" [helm-docs]="helm-docs cmd/helm-docs"
+  [promtool]="prometheus cmd/promtool"
 )
 declare -A group=(
   [control-plane]="etcd kubectl kube-apiserver kube-controller-manager kube-scheduler"
-  [node]="kubelet kube-proxy coredns pause" [helm]="helm3 helm4 kubeconform helm-docs"
+  [node]="kubelet kube-proxy coredns pause" [helm]="helm3 helm4 kubeconform helm-docs promtool"
 )
 for project in "${!module[@]}"; do
   if [[ $project == openapi-* ]]; then
@@ -76,7 +78,7 @@ helm_stamps() {   # helm_stamps VERSION GO.MOD
 }
 
 build() {   # build TOOL OUTPUT-DIRECTORY
-  local tool=$1 output=$2 project package manifests version flags="-s -w" work
+  local tool=$1 output=$2 project package manifests version flags="-s -w" tags= work
   read -r project package manifests <<<"${source[$tool]}"
   version=$(version_of "$project") work=$(mktemp -d)
   if [[ $tool == pause ]]; then
@@ -102,10 +104,11 @@ build() {   # build TOOL OUTPUT-DIRECTORY
       sed -i 's|"/etc/kueue/metrics/certs"|os.Getenv("KUEUE_CERTIFICATES")|' "$work/cmd/kueue/main.go"
     fi
     if [[ $tool == coredns ]]; then mkdir "$work/rig" && cp "$here/node/coredns.go" "$work/rig/main.go"; fi
+    if [[ $tool == promtool ]]; then tags=remove_all_sd; fi   # it discovers nothing: no client of any cloud
     if [[ $tool == helm[34] ]]; then flags+=$(helm_stamps "$version" "$work/go.mod"); fi
     package=./$package
   fi
-  (cd "$work" && go build -trimpath -ldflags "$flags" -o "$output/$tool" "$package")
+  (cd "$work" && go build -trimpath -tags "$tags" -ldflags "$flags" -o "$output/$tool" "$package")
   if [[ -n $manifests ]]; then cp -r "$work/$manifests" "$output/manifests"; fi
   chmod -R u+w "$work" && rm -rf "$work"
 }

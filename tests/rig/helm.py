@@ -26,7 +26,7 @@ Object = dict[str, Any]
 def missing_helm() -> str:
     """Why the chart cannot be checked here, in words; empty if it can."""
     try:
-        find_tools(*VERSIONS, "kubeconform", *(f"openapi-{release}" for release in RELEASES))
+        find_tools(*VERSIONS, "kubeconform", "promtool", *(f"openapi-{release}" for release in RELEASES))
     except RigError as error:
         return str(error)
     return ""

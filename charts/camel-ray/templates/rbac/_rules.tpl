@@ -30,6 +30,12 @@
 - apiGroups: [networking.k8s.io]
   resources: [networkpolicies]
   verbs: [get, create]
+{{- if ((.Values.stages).scratch).storageClassName }}
+# The volume that the pods of a pipeline share while they work on object storage; it goes with the pipeline.
+- apiGroups: [""]
+  resources: [persistentvolumeclaims]
+  verbs: [get, create]
+{{- end }}
 # Why an attempt waits or failed; and, before a new attempt starts, that nothing of an old one works on.
 - apiGroups: [""]
   resources: [pods, events]
@@ -56,6 +62,6 @@
 
 {{- define "camel-ray.subject" -}}
 - kind: ServiceAccount
-  name: {{ include "camel-ray.serviceAccount" . }}
-  namespace: {{ .Release.Namespace }}
+  name: {{ include "camel-ray.serviceAccount" . | quote }}
+  namespace: {{ .Release.Namespace | quote }}
 {{- end -}}
