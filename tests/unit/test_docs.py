@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from camel_ray.api.load import load_pipeline, load_pipeline_text
+from camel_ray.operator.problems import cluster_problems
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "jobs").rglob("*.md")])
@@ -27,9 +28,26 @@ def test_links_lead_somewhere(page: Path) -> None:
     assert [target for target in targets if not (page.parent / target).exists()] == []
 
 
+def anchors(page: Path) -> set[str]:
+    """What a link may name behind `#`: the headings, as GitHub writes them."""
+    headings = re.findall(r"^#+ (.+)$", re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.M), re.M)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_name_headings_that_there_are(page: Path) -> None:
+    named = re.findall(r"\]\((?!https?://)([^)#\s]*)#([^)\s]+)\)", page.read_text())
+    assert [(to, at) for to, at in named if at not in anchors(page.parent / to if to else page)] == []
+
+
 @pytest.mark.parametrize("text", PIPELINES)
 def test_pipeline_in_the_documentation_is_valid(text: str) -> None:
     assert load_pipeline_text(text, "page").spec.stages
+
+
+@pytest.mark.parametrize("text", [p for p in PIPELINES if "cluster:" in str(p.values[0])])
+def test_pipeline_that_is_shown_for_a_cluster_can_run_on_one(text: str) -> None:
+    assert cluster_problems(load_pipeline_text(text, "page"), None) == []
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.yaml")), ids=lambda path: path.name)

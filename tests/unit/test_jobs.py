@@ -43,6 +43,16 @@ def machines(manifest: Object) -> tuple[int, int]:
     return gpus, 2 + sum(group["maxReplicas"] for group in groups)  # head and submitter
 
 
+def _memory_limit(manifest: Object, group: str) -> float:
+    """Bytes that a pod of the worker group may use; a Job has one pod, that of its stage's group."""
+    spec = manifest["spec"]
+    if manifest["kind"] == "Job":
+        template = spec["template"]
+    else:
+        (template,) = [g["template"] for g in spec["rayClusterSpec"]["workerGroupSpecs"] if g["groupName"] == group]
+    return float(amount(template["spec"]["containers"][0]["resources"]["limits"]["memory"]) or 0)
+
+
 def _gpus(template: Object) -> int:
     containers = template["spec"]["containers"]
     return sum(int(c.get("resources", {}).get("limits", {}).get(GPU, 0)) for c in containers)
@@ -83,7 +93,11 @@ def test_plan_and_render_give_the_figures_of_the_table(
     (found,) = [one for one in planned if one.name == stage]
     on_gpus = [group for group in found.groups if group.on_gpu]
     assert {group.name: round(group.total / GIB, 1) for group in on_gpus} == (memory if gpus else {})
-    assert all(group.device == 80 * GIB or group.device == 48 * GIB for group in on_gpus)
+    assert all(group.device in (80 * GIB, 46068 * 2**20) for group in on_gpus)
+    for process in on_gpus:
+        (carrier,) = [g for g in pipeline.spec.cluster.groups if g.name in process.labels.values()]
+        in_pod = min(process.hosts, carrier.gpus // process.devices)
+        assert in_pod * process.host < _memory_limit(manifest, carrier.name)
 
 
 @pytest.mark.parametrize("path", [*RAYJOBS, *PIPELINES], ids=lambda path: path.name)
