@@ -34,13 +34,13 @@ class _Quiet(MotoRequestHandler):
 class S3:
     """A server on a port of its own."""
 
-    def __init__(self) -> None:
+    def __init__(self, address: str) -> None:
         self.fail: Fail = lambda method, path: None
         self.requests: list[tuple[str, str]] = []
         """Method and path of all requests so far."""
         self._moto = DomainDispatcherApplication(create_backend_app)
-        self._server = make_server("127.0.0.1", 0, self._answer, True, request_handler=_Quiet)
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        self._server = make_server(address, 0, self._answer, True, request_handler=_Quiet)
+        self.url = f"http://{address}:{self._server.server_port}"
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,))
         self._thread.start()
 
@@ -85,9 +85,9 @@ class S3:
 
 
 @contextmanager
-def s3_server() -> Iterator[S3]:
-    """A server with the bucket `team`."""
-    server = S3()
+def s3_server(address: str = "127.0.0.1") -> Iterator[S3]:
+    """A server with the bucket `team` at an address of this machine."""
+    server = S3(address)
     try:
         server.client().create_bucket(Bucket=BUCKET)
         yield server

@@ -29,6 +29,12 @@ class Spec(BaseModel):
         document: dict[str, object] = _without_unset(self, self.model_dump(mode="json", by_alias=True))
         return document
 
+    def written(self) -> dict[str, object]:
+        """The camelCase JSON form without what has its default, so that an older version, which does not know the
+        newest fields, can read it as long as none of them is used; and a newer one finds nothing changed.
+        """
+        return self.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+
 
 def _without_unset(value: Any, dumped: Any) -> Any:
     """`dumped`, the JSON form of `value`, without the fields that are None by default."""

@@ -18,17 +18,30 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError
 
 from camel_ray.api.base import Spec
-from camel_ray.api.cluster import OPTIONAL_NAME, EnvVar, LabelValue, ObjectName, Toleration
+from camel_ray.api.cluster import OPTIONAL_NAME, QUANTITY, EnvVar, LabelValue, ObjectName, Toleration
 from camel_ray.api.problems import schema_problems
 from camel_ray.api.rules import KEY_PATTERN, MANAGED_BY, RESERVED_KEYS, is_operators
 from camel_ray.api.yaml_source import MAX_BYTES, FieldPath, Problem, read_source
 from camel_ray.errors import SpecError
 from camel_ray.version import __version__
 
-_PEER = ("podSelector", "namespaceSelector", "ipBlock")
+PEER = ("podSelector", "namespaceSelector", "ipBlock")
+"""Keys of a NetworkPolicyPeer."""
 
 Pattern = str
 """A name, or a glob for names: `*` any characters, `?` one, `[ab]` one of these."""
+
+
+class ScratchSpec(Spec):
+    """A volume that head and workers of `executor: RayJob` share while they work on object storage. Pipelines that need
+    one and bring none get a claim each, which goes with the pipeline.
+    """
+
+    storage_class_name: str = Field(default="", pattern=OPTIONAL_NAME)
+    """StorageClass that can do ReadWriteMany, such as one of EFS, FSx, Filestore, CephFS or NFS. Empty: no claims are
+    made, and such a pipeline has to mount one of its own."""
+    size: str = Field(default="100Gi", pattern=QUANTITY)
+    """Size of each claim: the artifacts that a pipeline reads and makes, and one checkpoint more than it keeps."""
 
 
 class StageDefaults(Spec):
@@ -59,6 +72,11 @@ class StageDefaults(Spec):
     env_from_secrets: list[ObjectName] = Field(default_factory=list, max_length=16)
     """Secrets, in the pipeline's namespace, all of whose keys become environment variables: credentials of the storage.
     Those of a pipeline come after and win."""
+    fixed_user: bool = True
+    """Run the pods as user and group 1000, and give volumes to that group. `false`: the cluster chooses the ids, as the
+    restricted security contexts of OpenShift want it."""
+    scratch: ScratchSpec = ScratchSpec()
+    """The volume that the pods of a stage share while they work on object storage."""
 
 
 class Policy(Spec):
@@ -158,8 +176,8 @@ def _rules(config: OperatorConfig) -> Iterator[tuple[FieldPath, str]]:
             elif key == MANAGED_BY or key.startswith(RESERVED_KEYS):
                 yield where, f"'{key}' is set by the operator, KubeRay or Kueue alone; delete the line"
     for number, peer in enumerate(config.network_policy.allow_from):
-        if not peer or set(peer) - set(_PEER):
-            yield ("networkPolicy", "allowFrom", number), f"should have at least one of {', '.join(_PEER)}, and no more"
+        if not peer or set(peer) - set(PEER):
+            yield ("networkPolicy", "allowFrom", number), f"should have at least one of {', '.join(PEER)}, and no more"
     names: set[str] = set()
     for number, variable in enumerate(stages.env):
         where_env = ("stages", "env", number)

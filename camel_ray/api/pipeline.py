@@ -118,7 +118,7 @@ class TrackingSpec(Spec):
 class PipelineSpec(Spec):
     """What the pipeline does and where its artifacts go."""
 
-    storage: str = Field(default="./camel-ray-runs", min_length=1)
+    storage: str = Field(default="./camel-ray-runs", min_length=1, max_length=1000)
     """Path or fsspec URI (`s3://bucket/team-a`) below which artifacts, checkpoints and reports of the pipeline are
     kept. Relative paths start at the directory the command is run in."""
     seed: int = Field(default=0, ge=0, lt=2**31)

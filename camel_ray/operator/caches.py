@@ -2,6 +2,9 @@
 
 Every kind is watched by a label the operator sets, and trimmed to what is read, so that memory grows with our own
 objects and not with the cluster. Whatever changes leads to a key (`namespace/name` of a pipeline) in the work queue.
+
+Of a namespace in which we may not read one of the kinds (403) there are no snapshots: its pipelines wait, as a child
+that we cannot see is none that is gone. The other namespaces go on.
 """
 
 from __future__ import annotations
@@ -16,11 +19,12 @@ import orjson
 from pydantic import ValidationError
 
 from camel_ray.api.load import load_pipeline_text
+from camel_ray.api.operator_config import OperatorConfig
 from camel_ray.api.pipeline import CamelPipeline
 from camel_ray.api.status import TERMINAL, PipelinePhase
 from camel_ray.errors import SpecError
 from camel_ray.operator import trim
-from camel_ray.operator.kinds import CAMEL_PIPELINE, RAY_CLUSTER, RAY_JOB, WORKLOAD
+from camel_ray.operator.kinds import CAMEL_PIPELINE, OLDER_WORKLOADS, RAY_CLUSTER, RAY_JOB, WORKLOAD
 from camel_ray.operator.kube.client import Client
 from camel_ray.operator.kube.kinds import CORE_EVENT, JOB, POD, Kind
 from camel_ray.operator.kube.reflector import Reflector, Store
@@ -39,14 +43,16 @@ class Caches:
     """All watches of one operator. They call `changed(key)`, from their threads, when a pipeline needs a look."""
 
     def __init__(self, client: Client, namespaces: Sequence[str | None], changed: Callable[[str], None]) -> None:
-        self._changed, self._clock = changed, client.clock
+        self._changed, self._clock, self._namespaces = changed, client.clock, namespaces
         self._lock = threading.Lock()
         self._gone: defaultdict[str, dict[str, tuple[float, Object]]] = defaultdict(dict)
         """Last words of deleted pods, by pipeline and pod."""
-        self._parsed: OrderedDict[tuple[str, int], tuple[CamelPipeline | None, str]] = OrderedDict()
+        self._parsed: OrderedDict[tuple[str, int], tuple[OperatorConfig, CamelPipeline | None, str]] = OrderedDict()
+        """By uid and generation, with the configuration that it was judged by."""
 
         def reflect(kind: Kind, heard: Callable[..., None], keep: Callable[..., Any], **more: Any) -> Reflector:
-            return Reflector(client, kind, namespaces=namespaces, trim=keep, changed=heard, **more)
+            watched: dict[str, Any] = {"namespaces": namespaces, "again": self._look_again}
+            return Reflector(client, kind, trim=keep, changed=heard, **watched, **more)
 
         ours: dict[str, Any] = {"labels": SELECTOR, "indexes": {"pipeline": _keys_by_label}}
         owned = {"indexes": {"owner": _owner_uids}}
@@ -57,7 +63,7 @@ class Caches:
         self.pods = reflect(POD, self._pod_changed, trim.pod, **ours)
         self.ray_jobs = reflect(RAY_JOB, self._child_changed, trim.ray_job, **ours)
         self.ray_clusters = reflect(RAY_CLUSTER, self._child_changed, trim.ray_cluster, **ours)
-        self.workloads = reflect(WORKLOAD, self._workload_changed, trim.workload, **owned)
+        self.workloads = reflect(WORKLOAD, self._workload_changed, trim.workload, older=OLDER_WORKLOADS, **owned)
         self._events = [
             reflect(
                 CORE_EVENT, self._event_heard, trim.event, fields=f"type=Warning,involvedObject.kind={kind}", **about
@@ -86,8 +92,30 @@ class Caches:
 
     @property
     def synced(self) -> bool:
-        """Whether every watch has seen everything once."""
-        return all(reflector.synced for reflector in self.reflectors.values())
+        """Whether every watch has seen everything once that we may read, and that is something."""
+        return not self.missing()
+
+    def missing(self) -> str:
+        """What is not seen, in one sentence; empty if decisions can be made, in one namespace at least."""
+        waiting = [name for name, reflector in self.reflectors.items() if reflector.waiting]
+        if waiting:
+            return f"not yet seen: {', '.join(waiting)}"
+        if any(self._readable(namespace) for namespace in self._namespaces):
+            return ""
+        unread = [name for name, reflector in self.reflectors.items() if not reflector.synced]
+        return f"the API server forbids to read {', '.join(unread) or 'something in each namespace'}; see the log"
+
+    def _readable(self, namespace: str | None) -> bool:
+        return all(reflector.readable(namespace) for reflector in self.reflectors.values())
+
+    def look_at_all(self) -> None:
+        """All pipelines need a look: what decisions rest on beside them is different."""
+        self._look_again(None)
+
+    def _look_again(self, namespace: str | None) -> None:
+        for place, name in self.pipelines.store.names():
+            if namespace in (None, place):
+                self._changed(f"{place}/{name}")
 
     def keys(self) -> list[str]:
         """Keys of all pipelines."""
@@ -109,10 +137,10 @@ class Caches:
                 reflector.store.put_if_newer(dict(thing))
 
     def snapshot(self, key: str, settings: Settings, trouble: str) -> Snapshot | None:
-        """Everything known of a pipeline; None if there is none."""
+        """Everything known of a pipeline; None if there is none, or nothing can be said now of its namespace."""
         namespace, name = key.split("/")
         pipeline = self.pipeline(namespace, name)
-        if pipeline is None:
+        if pipeline is None or not self._readable(namespace):
             return None
         parsed, problem = self._parse(pipeline, settings)
         return Snapshot(
@@ -160,6 +188,7 @@ class Caches:
             clusters=tuple(clusters),
             events=tuple(sorted(events, key=lambda event: str(event.get("lastTimestamp") or ""))),
             workload=owners[0] if owners else None,
+            kueue=self.workloads.served,
         )
 
     def _parse(self, pipeline: Object, settings: Settings) -> tuple[CamelPipeline | None, str]:
@@ -167,13 +196,14 @@ class Caches:
         metadata = pipeline["metadata"]
         known = (metadata["uid"], metadata.get("generation", 0))
         with self._lock:
-            if known in self._parsed:
+            kept = self._parsed.get(known)
+            if kept is not None and kept[0] is settings.config:
                 self._parsed.move_to_end(known)
-                return self._parsed[known]
+                return kept[1:]
         parsed = parse(pipeline)
         made = (None, parsed) if isinstance(parsed, str) else (parsed, "; ".join(cluster_problems(parsed, settings)))
         with self._lock:
-            self._parsed[known] = made
+            self._parsed[known] = (settings.config, *made)
             while len(self._parsed) > _PARSED:
                 self._parsed.popitem(last=False)
         return made

@@ -20,8 +20,9 @@ from camel_ray.operator.pods import attempt_labels, attempt_name, metadata, owne
 from camel_ray.operator.policy import KUBERAY
 from camel_ray.operator.problems import cluster_problems
 from camel_ray.operator.rayjob import rayjob_for
+from camel_ray.operator.scratch import claim_for, claim_name
 
-__all__ = ["budget_for", "children_for", "cluster_problems", "network_policy_for", "spec_map_for"]
+__all__ = ["budget_for", "children_for", "cluster_problems", "network_policy_for", "scratch_for", "spec_map_for"]
 
 _DASHBOARD_PORT = 8265
 _KUBERAY: tuple[Mapping[str, str], ...] = (
@@ -31,10 +32,10 @@ _KUBERAY: tuple[Mapping[str, str], ...] = (
 
 
 def children_for(attempt: Attempt) -> tuple[dict[str, Any], ...]:
-    """The ConfigMap with the spec, what guards the pods, and the RayJob or Job."""
-    guards = (network_policy_for(attempt), budget_for(attempt))
+    """The ConfigMap with the spec, what the pods share, what guards them, and the RayJob or Job."""
+    around = (scratch_for(attempt), network_policy_for(attempt), budget_for(attempt))
     work = job_for(attempt) if attempt.pipeline.spec.cluster.executor == "Job" else rayjob_for(attempt)
-    return (spec_map_for(attempt), *(guard for guard in guards if guard is not None), work)
+    return (spec_map_for(attempt), *(child for child in around if child is not None), work)
 
 
 def spec_map_for(attempt: Attempt) -> dict[str, Any]:
@@ -46,6 +47,12 @@ def spec_map_for(attempt: Attempt) -> dict[str, Any]:
         "immutable": True,
         "data": spec_data(attempt),
     }
+
+
+def scratch_for(attempt: Attempt) -> dict[str, Any] | None:
+    """The claim for the mirror of object storage, or None; all attempts of the pipeline share it."""
+    shared = _shared_metadata(attempt, claim_name(attempt.pipeline.metadata.name))
+    return claim_for(attempt.pipeline, attempt.settings.config, shared)
 
 
 def network_policy_for(attempt: Attempt) -> dict[str, Any] | None:

@@ -1,10 +1,9 @@
 """The loop around `reconcile`: takes keys from the queue, and carries plans out.
 
 The order is what makes it safe. The status goes first, guarded by the version of the pipeline the decision was made
-on: if
-anything has changed since, the write is refused and nothing of the plan happens. Operations come after, and each may be
-repeated: names are deterministic, creation is once, deletion names the uid. So a crash, a lost answer or a second
-operator at any point leads to the same end.
+on: if anything has changed since, the write is refused and nothing of the plan happens. Operations come after, and
+each may be repeated: names are deterministic, creation is once, deletion names the uid. So a crash, a lost answer or a
+second operator at any point leads to the same end.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from camel_ray.operator.clock import moment, seconds_since
 from camel_ray.operator.evidence import clean
 from camel_ray.operator.kinds import CAMEL_PIPELINE, CHILDREN, RAY_CLUSTER
 from camel_ray.operator.kube.client import Client
-from camel_ray.operator.kube.errors import AlreadyExists, Conflict, KubeError, NotFound
+from camel_ray.operator.kube.errors import AlreadyExists, Conflict, Forbidden, KubeError, NotFound
 from camel_ray.operator.kube.events import EventRecorder
 from camel_ray.operator.kube.kinds import POD
 from camel_ray.operator.kube.queue import WorkQueue
@@ -38,6 +37,9 @@ NEXT_SECONDS = 0.5
 """How soon to look again after a status write: what a decision leads to may be the next decision."""
 MADE_SECONDS = 60.0
 """How long a creation is remembered while its echo is on the way."""
+_UNKNOWN_KIND = "cannot find RESTMapping"
+"""The admission plugin OwnerReferencesPermissionEnforcement says so for up to half a minute after a kind was installed:
+a first pipeline should not wait longer than that, as it would with the growing delays of other refusals."""
 
 
 class NotYet(Exception):
@@ -216,6 +218,8 @@ class Controller:
             words = "KubeRay is not installed; install it, or set cluster.executor to Job" if missing else clean(error)
             with self._lock:
                 self._troubles[key] = words
+            if isinstance(error, Forbidden) and _UNKNOWN_KIND in error.message:
+                raise NotYet(words) from error
             raise
 
     def _is_made(self, snapshot: Snapshot, operation: Create | Delete) -> bool:

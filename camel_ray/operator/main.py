@@ -22,7 +22,6 @@ from pathlib import Path
 from types import FrameType
 from urllib.parse import urlsplit
 
-from camel_ray.api.operator_config import OperatorConfig, load_operator_config
 from camel_ray.errors import SpecError
 from camel_ray.operator import logs
 from camel_ray.operator.caches import Caches
@@ -45,11 +44,13 @@ from camel_ray.operator.progress_tls import (
     authority_file,
     certificate_files,
 )
+from camel_ray.operator.reload import ConfigFile
 from camel_ray.version import __version__
 
 log = logging.getLogger("camel_ray.operator")
 
 LEASE = "camel-ray-operator"
+"""The Lease, where `--lease-name` says nothing."""
 SILENT_SECONDS = 400.0
 """A watch says something every minute, that of events every five; after a longer silence it is dead, and a new process
 may do better."""
@@ -61,8 +62,13 @@ def arguments(given: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="camel-ray-operator", description=__doc__.splitlines()[0])
     parser.add_argument("--kubeconfig", help="kubeconfig file; default: the pod's service account")
     parser.add_argument("--namespace", help="namespace of the operator itself, for its lease; default: the pod's")
-    parser.add_argument("--config", type=Path, help="configuration file: stage defaults, policy; default: all defaults")
+    parser.add_argument("--config", type=Path, help="file: stage defaults, policy; read again when it changes")
     parser.add_argument("--watch-namespace", action="append", default=[], help="only this namespace; repeatable")
+    parser.add_argument(
+        "--lease-name",
+        default=LEASE,
+        help="Lease of all replicas that watch the same; default: %(default)s",
+    )
     parser.add_argument("--identity", default="", help="name of this replica; default: host name and a random part")
     parser.add_argument("--workers", type=int, default=16, help="reconciles at once")
     parser.add_argument("--metrics-port", type=int, default=8080, help="/metrics, /healthz, /readyz; 0: any free port")
@@ -96,7 +102,7 @@ def main(given: Sequence[str] | None = None) -> int:
     options = arguments(sys.argv[1:] if given is None else given)
     logs.set_up(options.log_format, level=options.log_level)
     try:
-        file = load_operator_config(options.config) if options.config else OperatorConfig()
+        file = ConfigFile(options.config)
     except SpecError as error:
         for problem in error.problems:
             log.error("%s", problem)
@@ -117,7 +123,7 @@ def main(given: Sequence[str] | None = None) -> int:
 class Operator:
     """All parts of one replica."""
 
-    def __init__(self, options: argparse.Namespace, config: Config, file: OperatorConfig) -> None:
+    def __init__(self, options: argparse.Namespace, config: Config, file: ConfigFile) -> None:
         self._identity = options.identity or f"{socket.gethostname()}-{uuid.uuid4().hex[:6]}"
         self._metrics = Metrics(workers=options.workers)
         observe = self._metrics.request_observer(urlsplit(config.server).netloc)
@@ -127,16 +133,18 @@ class Operator:
         self._recorder = EventRecorder(self._client, controller="camel-ray", instance=self._identity)
         self._stop = threading.Event()
         namespace = options.namespace or config.namespace
-        self._election = LeaderElection(self._client, name=LEASE, namespace=namespace, identity=self._identity)
+        self._lease = options.lease_name
+        self._election = LeaderElection(self._client, name=self._lease, namespace=namespace, identity=self._identity)
         self._tls = self._choose_tls(options, namespace)
-        settings = self._settings(options, file)
+        self._file = file
+        settings = self._settings(options)
         self._controller = Controller(
             self._client,
             self._caches,
             self._queue,
             self._recorder,
             self._metrics,
-            lambda: dataclasses.replace(settings, progress_ca=self._tls.bundle()),
+            lambda: dataclasses.replace(settings, config=file.config, progress_ca=self._tls.bundle()),
             leads=lambda: self._election.is_leader,
             workers=options.workers,
         )
@@ -164,6 +172,7 @@ class Operator:
             signal.signal(number, self._asked_to_end)
         self._tls.start()
         self._caches.start()
+        self._file.follow(self._caches.look_at_all)
         ports = f"metrics on port {self._metrics_server.port}, progress on port {self._progress.port}"
         log.info("camel-ray %s, %s, as %s", __version__, ports, self._identity)
         led = threading.Event()
@@ -180,6 +189,7 @@ class Operator:
             self._controller.join()
         self._election.stop()
         election.join(timeout=15.0)  # gives the lease back, so that the next one leads at once
+        self._file.close()
         self._progress.close()
         self._tls.close()
         self._caches.stop()
@@ -197,7 +207,7 @@ class Operator:
 
         def lead(stop: threading.Event) -> None:
             log.info("leads")
-            self._metrics.leads(LEASE, True)
+            self._metrics.leads(self._lease, True)
             led.set()
             self._controller.start()
             stop.wait()
@@ -221,9 +231,8 @@ class Operator:
             authority_file(options.progress_ca) if options.progress_ca else str,
         )
 
-    def _settings(self, options: argparse.Namespace, file: OperatorConfig) -> Settings:
+    def _settings(self, options: argparse.Namespace) -> Settings:
         return Settings(
-            config=file,
             progress_url=options.progress_url,
             stop_seconds=options.stop_seconds,
             silent_seconds=options.silent_seconds,
@@ -244,8 +253,7 @@ class Operator:
         return f"a reconcile has been running for {longest:.0f} s" if longest > STUCK_SECONDS else ""
 
     def _unready(self) -> str:
-        waiting = [name for name, reflector in self._caches.reflectors.items() if not reflector.synced]
-        return f"not yet seen: {', '.join(waiting)}" if waiting else self._tls.missing()
+        return self._caches.missing() or self._tls.missing()
 
 
 if __name__ == "__main__":

@@ -72,6 +72,8 @@ class AttemptView:
     """Warnings about its object, RayClusters and Jobs, newest last (`reason`, `message`, `involvedObject`)."""
     workload: Object | None = None
     """Kueue's Workload of its object."""
+    kueue: bool = True
+    """Whether the cluster knows Workloads at all."""
 
     @property
     def live_pods(self) -> tuple[Object, ...]:

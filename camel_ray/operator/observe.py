@@ -20,6 +20,7 @@ from camel_ray.api.status import RESULT_MARK, AttemptStatus, FailureClass, Outco
 from camel_ray.errors import OutOfMemory, PermanentError, Preempted, RetryableError, Stopped
 from camel_ray.operator.evidence import clean, queue_words, strongest, waiting_words
 from camel_ray.operator.model import AttemptView, Object
+from camel_ray.operator.names import QUEUE
 
 STAGE_CONTAINER = "stage"
 
@@ -60,7 +61,7 @@ def _rayjob(view: AttemptView, current: AttemptStatus, told: Result | None, now:
     reason, text = status.get("reason", ""), str(status.get("message", ""))
     match deployment:
         case "Suspended" | "Suspending":
-            return Observation("queued", queue_words(view) or "is suspended, and waits to be admitted")
+            return Observation("queued", queue_words(view) or _suspended_words(view))
         case "Running" if job in ("", "PENDING"):
             words = waiting_words(view)
             return Observation("submitted", words or "the Ray cluster is up; its job is being submitted")
@@ -80,6 +81,17 @@ def _rayjob(view: AttemptView, current: AttemptStatus, told: Result | None, now:
             if not deployment and not words:
                 words = "KubeRay has not taken up the RayJob; does its operator run?"
             return Observation("waiting", words or "waits for the pods of its Ray cluster")
+
+
+def _suspended_words(view: AttemptView) -> str:
+    """For an attempt of which Kueue says nothing: it may come to it, or not be there."""
+    queue = (view.object or {}).get("metadata", {}).get("labels", {}).get(QUEUE)
+    if queue and not view.kueue:
+        return (
+            f"is suspended and waits for queue '{queue}', but this cluster has no Kueue (Workloads are not served): "
+            "install Kueue, or take cluster.queue out"
+        )
+    return "is suspended, and waits to be admitted"
 
 
 _RAY_REASONS: Mapping[str, tuple[FailureClass, str]] = {
@@ -117,7 +129,7 @@ def _job(view: AttemptView, current: AttemptStatus, told: Result | None, now: da
     if "Failed" in conditions:
         return _job_failed(view, current, told, conditions["Failed"], now)
     if "Suspended" in conditions or (job.get("spec", {}).get("suspend") and not view.live_pods):
-        return Observation("queued", queue_words(view) or "is suspended, and waits to be admitted")
+        return Observation("queued", queue_words(view) or _suspended_words(view))
     for pod in view.pods:  # one that has ended shows a moment before the Job says so
         if not pod.get("gone") and pod.get("status", {}).get("phase") in ("Running", "Succeeded", "Failed"):
             return Observation("running")

@@ -18,6 +18,7 @@ from camel_ray.operator import names
 from camel_ray.operator.kinds import CAMEL_PIPELINE
 from camel_ray.operator.model import Attempt
 from camel_ray.operator.quantity import amount, canonical, mebibytes
+from camel_ray.operator.scratch import mounts_for
 
 T = TypeVar("T")
 
@@ -48,14 +49,12 @@ CONTAINER_SECURITY: Mapping[str, Any] = {
     "runAsNonRoot": True,
     "seccompProfile": {"type": "RuntimeDefault"},
 }
-_POD_SECURITY: Mapping[str, Any] = {
-    "fsGroup": 1000,
+_POD_SECURITY: dict[str, Any] = {
     "fsGroupChangePolicy": "OnRootMismatch",  # a claim with a million files is not gone through at every start
-    "runAsGroup": 1000,
     "runAsNonRoot": True,
-    "runAsUser": 1000,
     "seccompProfile": {"type": "RuntimeDefault"},
 }
+_FIXED_USER: dict[str, Any] = {"fsGroup": 1000, "runAsGroup": 1000, "runAsUser": 1000}
 HOME: Mapping[str, str] = {"HOME": "/tmp"}
 """The only directory that is writable; torch, transformers and Ray all want one."""
 TMP_MOUNT: Mapping[str, str] = {"name": "tmp", "mountPath": "/tmp"}
@@ -102,11 +101,14 @@ def image(attempt: Attempt) -> str:
 def spec_data(attempt: Attempt) -> dict[str, str]:
     """What the attempt's process reads: the pipeline, and the certificate authority of the progress server.
 
+    Only what differs from the defaults: the image may be older than the operator, and refuses fields it does not know.
+
     Labels and annotations of the pipeline stay out: kubectl keeps a copy of the whole file in one, and requests such as
     a retry are another, so they would make a new version of each.
     """
-    metadata = {"name": attempt.pipeline.metadata.name, "namespace": attempt.namespace}
-    document = {**attempt.pipeline.wire(), "metadata": metadata}
+    of = attempt.pipeline
+    metadata = {"name": of.metadata.name, "namespace": attempt.namespace}
+    document = {"apiVersion": of.api_version, "kind": of.kind, "metadata": metadata, "spec": of.spec.written()}
     data = {SPEC_KEY: json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False)}
     if attempt.settings.progress_url and attempt.settings.progress_ca:
         data[CA_KEY] = attempt.settings.progress_ca
@@ -143,7 +145,7 @@ def template(
         # what runs in the pods is the user's, and asks the API server for nothing
         "automountServiceAccountToken": False,
         "terminationGracePeriodSeconds": grace_seconds,
-        "securityContext": dict(_POD_SECURITY),
+        "securityContext": dict(sorted((_POD_SECURITY | (_FIXED_USER if defaults.fixed_user else {})).items())),
         "containers": [dict(container)],
         "volumes": volumes,
     }
@@ -170,6 +172,10 @@ def container(
     volumes: list[dict[str, Any]] = [dict(TMP_VOLUME)]
     mounts.append({"name": "shm", "mountPath": "/dev/shm"})
     volumes.append({"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": _shared_memory(resources)}})
+    for claim in mounts_for(attempt.pipeline, attempt.settings.config):
+        own_env = {**own_env, **claim.env}
+        mounts.append(claim.mount)
+        volumes.append({"name": claim.mount["name"], **claim.source})
     for number, volume in enumerate(cluster.volumes):
         mount: dict[str, Any] = {"name": f"volume-{number}", "mountPath": volume.mount_path}
         if volume.read_only or volume.secret or volume.config_map:

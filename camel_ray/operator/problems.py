@@ -16,10 +16,16 @@ from camel_ray.api.rules import CACHE_VARIABLE
 from camel_ray.errors import SpecError
 from camel_ray.operator.groups import UsedGroup, least_workers, used_groups
 from camel_ray.operator.model import Settings
+from camel_ray.operator.pods import DEFAULT_MEMORY
 from camel_ray.operator.policy import policy_problems
 from camel_ray.operator.quantity import amount
+from camel_ray.operator.scratch import cache_directory, has_scratch, is_remote, shares_mirror
 from camel_ray.ppo.placement import place
 
+_MODELS = ("model", "reference", "critic", "rewardModel", "baseline", "tokenizer")
+"""Fields with a stage, a hub id, or a path, which then begins like one."""
+_FREE = ("config", "trainer", "columns")
+"""Mappings whose keys are not ours."""
 MAX_SPEC_BYTES = 1_000_000
 """What a ConfigMap holds, less some room for the rest of it."""
 
@@ -29,7 +35,8 @@ def cluster_problems(pipeline: CamelPipeline, settings: Settings | None) -> list
 
     `settings`: those of the operator, whose policy counts; None for somebody who does not know them.
     """
-    found = [*_storage(pipeline), *_mirror(pipeline, settings), *_size(pipeline), *_machines(pipeline)]
+    found = [*_storage(pipeline), *_mirror(pipeline, settings), *_files(pipeline), *_size(pipeline)]
+    found += _machines(pipeline)
     if settings is not None:
         found += policy_problems(pipeline.spec.cluster, settings.config)
     for stage in pipeline.spec.stages:
@@ -39,7 +46,7 @@ def cluster_problems(pipeline: CamelPipeline, settings: Settings | None) -> list
 
 def _storage(pipeline: CamelPipeline) -> Iterator[str]:
     storage = pipeline.spec.storage
-    if "://" in storage and not storage.startswith("file://"):
+    if is_remote(storage):
         return
     path = storage.removeprefix("file://")
     if not path.startswith("/"):
@@ -59,26 +66,49 @@ def _storage(pipeline: CamelPipeline) -> Iterator[str]:
 
 def _mirror(pipeline: CamelPipeline, settings: Settings | None) -> Iterator[str]:
     """Object storage is worked on through a mirror on disk, which the head and the workers of a stage have to share."""
-    spec = pipeline.spec
-    if "://" not in spec.storage or spec.storage.startswith("file://") or spec.cluster.executor != "RayJob":
+    if settings is None or not shares_mirror(pipeline) or has_scratch(pipeline, settings.config):
         return
-    given = [*(settings.config.stages.env if settings is not None else ()), *spec.cluster.env]
-    caches = [variable.value or "" for variable in given if variable.name == CACHE_VARIABLE]
-    shared = [volume.mount_path for volume in spec.cluster.volumes if volume.claim and not volume.read_only]
-    if caches and any(_inside(caches[-1], directory) for directory in shared):
+    cache = cache_directory(pipeline, settings.config)
+    shared = [v.mount_path for v in pipeline.spec.cluster.volumes if v.claim and not v.read_only]
+    if cache is None or not any(_inside(cache, directory) for directory in shared):
+        stage = next(stage for stage in pipeline.spec.stages if used_groups(pipeline, stage))
+        yield (
+            f"spec.storage: stage '{stage.name}' runs on several pods, which have to share the mirror of "
+            f"{pipeline.spec.storage}: mount a ReadWriteMany claim (spec.cluster.volumes) and set {CACHE_VARIABLE} to "
+            "a path on it (spec.cluster.env); or ask the administrator for stages.scratch of the operator's "
+            "configuration, which makes one; or set cluster.executor to Job"
+        )
+
+
+def _files(pipeline: CamelPipeline) -> Iterator[str]:
+    """Files that the pipeline's own directory would have. Whoever brings an image may have put them into that."""
+    if pipeline.spec.cluster.image:
         return
-    for stage in spec.stages:
-        if used_groups(pipeline, stage):
-            yield (
-                f"spec.storage: stage '{stage.name}' runs on several pods, which have to share the mirror "
-                f"of {spec.storage}: mount a ReadWriteMany claim (spec.cluster.volumes) and set {CACHE_VARIABLE} to a "
-                "path on it (spec.cluster.env); or set cluster.executor to Job"
-            )
-            return
+    spec = pipeline.spec.written()
+    for field, path in _relative_paths({"model": spec.get("model"), "stages": spec["stages"]}, "spec", ""):
+        yield (
+            f"{field}: '{path}' is a relative path, and a pod has no such file; write a URI, an absolute path on a "
+            "volume (spec.cluster.volumes), or name an image that has it (spec.cluster.image)"
+        )
+
+
+def _relative_paths(value: object, field: str, holder: str) -> Iterator[tuple[str, str]]:
+    """Field and text of each relative path. `holder`: the key of the mapping or list that `value` stands in."""
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            if key not in _FREE:
+                yield from _relative_paths(inner, f"{field}.{key}", holder if key == "source" else key)
+    elif isinstance(value, list):
+        for number, item in enumerate(value):
+            yield from _relative_paths(item, f"{field}[{number}]", holder)
+    elif isinstance(value, str) and "://" not in value and not value.startswith("/"):
+        is_file = field.rstrip("0123456789[]").endswith((".source", ".validationSource", ".path"))
+        if value.startswith((".", "~")) if holder in _MODELS else is_file:
+            yield field, value
 
 
 def _size(pipeline: CamelPipeline) -> Iterator[str]:
-    size = len(json.dumps(pipeline.wire(), ensure_ascii=False).encode())
+    size = len(json.dumps(pipeline.written(), ensure_ascii=False).encode())
     if size > MAX_SPEC_BYTES:
         yield (
             f"spec: {size} bytes are more than a ConfigMap holds ({MAX_SPEC_BYTES}); move long lists and texts into "
@@ -96,6 +126,11 @@ def _machines(pipeline: CamelPipeline) -> Iterator[str]:
         gpus = group.resources.limits.get("nvidia.com/gpu")
         if group.gpus and gpus is not None and amount(gpus) != group.gpus:
             yield f"{where}.gpus: {group.gpus} GPUs, but resources.limits say nvidia.com/gpu: {gpus}; leave one out"
+        if group.gpus and "memory" not in {**group.resources.requests, **group.resources.limits}:
+            yield (
+                f"{where}.resources: {group.gpus} GPUs, but no memory is named, which makes it {DEFAULT_MEMORY}; set "
+                "resources.limits.memory (`camel-ray plan` says how much a process takes)"
+            )
         ranged = group.min_replicas is not None or group.max_replicas is not None
         if ranged and cluster.executor == "RayJob" and not cluster.autoscaling.enabled:
             yield (

@@ -145,7 +145,7 @@ def refuse(work: Work, stage: Stage, status: StageStatus, problem: str) -> Stage
 def spec_digest(pipeline: CamelPipeline, stage: Stage) -> str:
     """Digest of everything in the spec that an attempt of the stage depends on."""
     spec = pipeline.spec
-    parts = [stage.wire(), spec.cluster.wire(), spec.storage, spec.seed, spec.wire().get("model")]
+    parts = [stage.written(), spec.cluster.written(), spec.storage, spec.seed, spec.written().get("model")]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from camel_ray.api.status import RESULT_MARK
-from camel_ray.operator.names import API_GROUP, ATTEMPT, MANAGED_BY, PIPELINE, STAGE
+from camel_ray.operator.names import API_GROUP, ATTEMPT, MANAGED_BY, PIPELINE, QUEUE, STAGE
 
 _METADATA = ("name", "namespace", "uid", "resourceVersion", "labels", "ownerReferences", "deletionTimestamp")
 _TEXT = 1000
@@ -70,7 +70,7 @@ def event(thing: dict[str, Any]) -> dict[str, Any]:
 
 def _with(thing: dict[str, Any], status: dict[str, Any]) -> dict[str, Any]:
     metadata = _some(thing["metadata"], _METADATA)
-    metadata["labels"] = _some(metadata.get("labels", {}), (MANAGED_BY, PIPELINE, STAGE, ATTEMPT))
+    metadata["labels"] = _some(metadata.get("labels", {}), (MANAGED_BY, PIPELINE, STAGE, ATTEMPT, QUEUE))
     metadata["ownerReferences"] = [_some(o, ("kind", "name", "uid")) for o in metadata.get("ownerReferences", ())]
     for condition in status.get("conditions") or ():
         for moment in ("lastTransitionTime", "lastProbeTime", "lastHeartbeatTime", "observedGeneration"):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from camel_ray.operator.kinds import CAMEL_PIPELINE
 from camel_ray.operator.kube.client import Client
@@ -20,6 +23,63 @@ from rig.process import RigError, find_tools
 ONE_AT_A_TIME = {"cpu": "1500m", "memory": "6Gi"}
 """Enough for one stage with what the operator asks for by default, not for two."""
 STAGE = {"name": "text", "data": {"source": "/data/rows.jsonl"}}
+CRD = "workloads.kueue.x-k8s.io"
+NO_KUEUE = (
+    "is suspended and waits for queue 'gpus', but this cluster has no Kueue (Workloads are not served): install Kueue, "
+    "or take cluster.queue out"
+)
+
+
+def test_a_queue_without_kueue_says_what_to_do_and_an_old_kueue_is_understood(
+    control_plane: ControlPlane,
+    namespace: str,
+    ray_crds: None,
+    operator: Callable[..., Operator],
+    kuberay: KubeRay,
+    tmp_path: Path,
+) -> None:
+    """Before Kueue's manager runs: who it is that writes Workloads does not matter here."""
+    operator()
+    mine = Pipelines(control_plane, namespace)
+
+    def says(name: str, words: str) -> None:
+        mine.wait(lambda: words in mine.stage(name, "text").get("message", ""), f"{name} to say: {words}", 60)
+
+    for executor in ("Job", "RayJob"):
+        mine.apply(pipeline(executor.lower(), STAGE, cluster={"executor": executor, "queue": "gpus"}))
+    for name in ("job", "rayjob"):
+        mine.wait_stage(name, "text", "Queued")
+        says(name, NO_KUEUE)
+
+    try:
+        bases = find_tools("kueue")["kueue"].parent / "manifests/crd/bases"
+    except RigError as error:
+        pytest.skip(str(error))
+    crd = yaml.safe_load((bases / "kueue.x-k8s.io_workloads.yaml").read_text())
+    for version in crd["spec"]["versions"]:
+        version["served"] = version["name"] == "v1beta1"
+    file = tmp_path / "crd.yaml"
+    file.write_text(json.dumps(crd))
+    control_plane.apply_crds(file)
+    says("job", "is suspended, and waits to be admitted")
+    job = mine.list("jobs", "job")[0]["metadata"]
+    owner = {"apiVersion": "batch/v1", "kind": "Job", "name": job["name"], "uid": job["uid"]}
+    workload = {
+        "apiVersion": "kueue.x-k8s.io/v1beta1",
+        "kind": "Workload",
+        "metadata": {"name": "job", "ownerReferences": [owner]},
+        "spec": {"podSets": [{"name": "main", "count": 1, "template": {"spec": {"containers": []}}}]},
+    }
+    waits = {"type": "QuotaReserved", "status": "False", "reason": "Pending", "message": "no quota left in gpus"}
+    status = {"conditions": [{**waits, "lastTransitionTime": "2026-01-01T00:00:00Z"}]}
+    mine.kubectl("create", "-f", "-", input=json.dumps(workload))
+    mine.kubectl(
+        *("patch", "workloads.v1beta1.kueue.x-k8s.io", "job", "--subresource=status", "--type=merge"),
+        *("-p", json.dumps({"status": status})),
+    )
+    says("job", "no quota left in gpus")
+    control_plane.kubectl("delete", "crd", CRD)
+    says("job", NO_KUEUE)
 
 
 @pytest.fixture(scope="module")

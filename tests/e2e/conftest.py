@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from kuberay_standin.launch import KubeRay
 from rig.control_plane import ControlPlane
 from rig.images import OPERATOR, TRAINER, build
 from rig.node import Node
@@ -56,6 +57,14 @@ def cluster(plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> It
     release.install()
     yield release
     release.uninstall()
+
+
+@pytest.fixture(scope="module")
+def kuberay(plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> Iterator[KubeRay]:
+    """The stand-in for KubeRay; a kubelet runs the pods it makes."""
+    with KubeRay(plane, tmp_path_factory.mktemp("kuberay"), pace=1.0, real_pods=True) as standin:
+        yield standin
+        assert "Traceback" not in standin.log()
 
 
 @pytest.fixture

@@ -186,7 +186,8 @@ def test_pods_report_over_tls_with_the_certificate_that_the_operator_made(
 
 
 def test_the_test_of_the_chart_passes(cluster: Release, plane: ControlPlane) -> None:
-    said = cluster.helm("test", RELEASE, f"--namespace={NAMESPACE}", "--timeout=240s")
+    said = cluster.helm("test", RELEASE, f"--namespace={NAMESPACE}", "--timeout=240s", "--logs")
     assert re.search(r"^Phase:\s+Succeeded$", said, re.MULTILINE)
-    left = plane.kubectl("-n", NAMESPACE, "get", "camel,pods,roles,serviceaccounts", "-o", "name")
+    assert f"POD LOGS: {RELEASE}-test" in said  # so the pod stays until the next test
+    left = plane.kubectl("-n", NAMESPACE, "get", "camel,roles,serviceaccounts", "-o", "name")
     assert f"{RELEASE}-test" not in left

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,36 +22,12 @@ from rig.control_plane import ControlPlane
 from rig.images import TRAINER
 from rig.node import Node
 from rig.pipelines import Object, Pipelines, pipeline
+from rig.training import CONFIG, ENVIRONMENT, FOREVER, machine
 
 pytestmark = pytest.mark.timeout(1200)
 
-CONFIG = {
-    "model_type": "llama",
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 64,
-}
-ENVIRONMENT = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "RAY_USAGE_STATS_ENABLED": "0"}
-FOREVER = 1_000_000
-"""More steps than can be done in the meantime."""
-
 
 MakeVolume = Callable[[str], Path]
-
-
-def machine(memory: str) -> Object:
-    return {"resources": {"requests": {"cpu": "100m", "memory": "512Mi"}, "limits": {"memory": memory}}}
-
-
-@pytest.fixture(scope="module")
-def kuberay(plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> Iterator[KubeRay]:
-    """KubeRay for the node's pods."""
-    with KubeRay(plane, tmp_path_factory.mktemp("kuberay"), pace=1.0, real_pods=True) as standin:
-        yield standin
-        assert "Traceback" not in standin.log()
 
 
 @pytest.fixture

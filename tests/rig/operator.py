@@ -19,7 +19,8 @@ MANIFESTS = Path(__file__).parents[2] / "manifests"
 _JUMPING = Path(__file__).with_name("jumping.py")
 NAMESPACE = "camel-ray-system"
 ACCOUNT = "camel-ray"
-_LEASE = f"/apis/coordination.k8s.io/v1/namespaces/{NAMESPACE}/leases/camel-ray-operator"
+LEASE = "camel-ray-operator"
+_LEASES = f"/apis/coordination.k8s.io/v1/namespaces/{NAMESPACE}/leases"
 _PORTS = re.compile(r"metrics on port (\d+), progress on port (\d+)")
 
 
@@ -92,10 +93,10 @@ def start_operator(
     return operator
 
 
-def leader(control_plane: ControlPlane) -> str:
+def leader(control_plane: ControlPlane, lease_name: str = LEASE) -> str:
     """Identity of the replica that holds the lease; empty if none does."""
     try:
-        lease = control_plane.request("GET", _LEASE)
+        lease = control_plane.request("GET", f"{_LEASES}/{lease_name}")
     except RequestError as error:
         if error.status == http.HTTPStatus.NOT_FOUND:
             return ""
@@ -106,7 +107,7 @@ def leader(control_plane: ControlPlane) -> str:
 def forget_leader(control_plane: ControlPlane) -> None:
     """Delete the lease, so that a replica which was killed is not waited for."""
     try:
-        control_plane.request("DELETE", _LEASE)
+        control_plane.request("DELETE", f"{_LEASES}/{LEASE}")
     except RequestError as error:
         if error.status != http.HTTPStatus.NOT_FOUND:
             raise

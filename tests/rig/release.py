@@ -1,4 +1,4 @@
-"""camel-ray installed in a cluster of the rig by its Helm chart, with the rig's images; all else is the default."""
+"""camel-ray installed in a cluster of the rig by its Helm chart, with the rig's images and a storage class."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from rig.control_plane import ControlPlane
 from rig.helm import CHART, NAMESPACE, RELEASE, Helm
 from rig.process import RigError
 
+SCRATCH_CLASS = "shared"
+"""Storage class of the claims that the operator makes. Nobody provisions it: a test makes the volume."""
+
 
 class Release:
     """The release `camel-ray`. `directory`: where Helm may keep what it keeps."""
@@ -21,7 +24,11 @@ class Release:
         repository, _, tag = operator.rpartition(":")
         self._values: dict[str, Any] = {
             "image": {"repository": repository, "tag": tag, "pullPolicy": "Never"},
-            "stages": {"image": trainer, "imagePullPolicy": "Never"},
+            "stages": {
+                "image": trainer,
+                "imagePullPolicy": "Never",
+                "scratch": {"storageClassName": SCRATCH_CLASS, "size": "1Gi"},
+            },
         }
 
     def install(self, values: Mapping[str, Any] | None = None, *, chart: Path = CHART) -> None:

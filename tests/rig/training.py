@@ -15,7 +15,7 @@ from rig.pipelines import Object, Pipelines, pipeline
 FOREVER = 1_000_000
 """More steps than can be done in the meantime."""
 STAGE = "base"
-_CONFIG = {
+CONFIG = {
     "model_type": "llama",
     "hidden_size": 32,
     "intermediate_size": 64,
@@ -24,8 +24,14 @@ _CONFIG = {
     "num_key_value_heads": 2,
     "max_position_embeddings": 64,
 }
-_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "RAY_USAGE_STATS_ENABLED": "0"}
-_MACHINE = {"resources": {"requests": {"cpu": "100m", "memory": "1Gi"}, "limits": {"memory": "4Gi"}}}
+"""A model that trains in milliseconds."""
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "RAY_USAGE_STATS_ENABLED": "0"}
+"""Variables of pods that share two cores and have no network."""
+
+
+def machine(memory: str, *, request: str = "512Mi") -> Object:
+    """A pod of a size that the scheduler finds room for; `memory` is its limit."""
+    return {"resources": {"requests": {"cpu": "100m", "memory": request}, "limits": {"memory": memory}}}
 
 
 def write_data(directory: Path) -> None:
@@ -53,7 +59,7 @@ class Training:
         member = {
             "data": {"source": "/data/rows.jsonl", "format": "text", "validation": 0.1},
             "tokenizer": "/data/home/stages/words/tokenizer",
-            "model": {"config": _CONFIG},
+            "model": {"config": CONFIG},
             "steps": steps,
             "batchSize": 8,
             "maxLength": 32,
@@ -61,8 +67,8 @@ class Training:
             "checkpoint": {"everySteps": checkpoint},
         }
         cluster = {
-            "head": _MACHINE,
-            "env": [{"name": name, "value": value} for name, value in _ENVIRONMENT.items()],
+            "head": machine("4Gi", request="1Gi"),
+            "env": [{"name": name, "value": value} for name, value in ENVIRONMENT.items()],
             "volumes": [{"mountPath": "/data", "claim": "data"}],
             "drainTimeoutSeconds": 30,
         }

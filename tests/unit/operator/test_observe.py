@@ -13,6 +13,7 @@ from camel_ray.api.status import AttemptStatus, Result
 from camel_ray.operator.clock import stamp
 from camel_ray.operator.evidence import WORDS, new_evidence
 from camel_ray.operator.model import AttemptView
+from camel_ray.operator.names import QUEUE
 from camel_ray.operator.observe import Observation, observe, result_in
 
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
@@ -223,6 +224,15 @@ def test_the_queues_own_words_are_shown() -> None:
     view = rayjob(jobDeploymentStatus="Suspended")
     queued = AttemptView("sft", 2, view.object, workload={"status": {"conditions": [condition]}})
     assert see(queued).message == "insufficient unused quota for cpu"
+
+
+def test_a_queue_without_kueue_is_named_and_a_job_that_somebody_suspended_is_not_taken_for_one() -> None:
+    view = rayjob(jobDeploymentStatus="Suspended")
+    queued = {**(view.object or {}), "metadata": {"name": "p-sft-2", "labels": {QUEUE: "gpus"}}}
+    says = "waits for queue 'gpus', but this cluster has no Kueue (Workloads are not served): install Kueue, or take"
+    assert says in see(AttemptView("sft", 2, queued, kueue=False)).message
+    assert see(AttemptView("sft", 2, queued)).message == "is suspended, and waits to be admitted"
+    assert see(AttemptView("sft", 2, view.object, kueue=False)).message == "is suspended, and waits to be admitted"
 
 
 def test_what_a_waiting_attempt_waits_for_is_said_in_the_words_of_its_pod() -> None:

@@ -34,6 +34,16 @@ def test_all_pods_of_any_pipeline_pass_pod_security_restricted(of: CamelPipeline
         assert not any(faults.values()), faults
 
 
+@pytest.mark.parametrize("executor", ["RayJob", "Job"])
+def test_a_cluster_that_chooses_users_itself_is_given_none(executor: str) -> None:
+    free = Settings(config=OperatorConfig(stages=StageDefaults(fixed_user=False)))
+    for _, pod in templates(work({"executor": executor, "groups": [GROUP]}, settings=free)):
+        assert against_restricted(pod["spec"]) == []
+        assert not {"runAsUser", "runAsGroup", "fsGroup"} & set(pod["spec"]["securityContext"])
+    for _, pod in templates(work({"executor": executor, "groups": [GROUP]})):
+        assert {pod["spec"]["securityContext"][name] for name in ("runAsUser", "runAsGroup", "fsGroup")} == {1000}
+
+
 @given(pipelines())
 def test_values_of_users_reach_the_process_as_they_are(of: CamelPipeline) -> None:
     given = {v.name: v.value for v in of.spec.cluster.env}
@@ -247,6 +257,16 @@ def test_the_mounted_spec_is_the_pipeline_and_changes_its_name_with_its_content(
     assert data[CA_KEY] == SETTINGS.progress_ca
     changed = of.model_copy(update={"spec": of.spec.model_copy(update={"seed": of.spec.seed + 1})})
     assert spec_map_name(attempt(changed)) != spec_map_name(attempt(of))
+
+
+def test_an_older_image_is_told_nothing_of_fields_that_nobody_used() -> None:
+    written = {"storage": "s3://b/t", "stages": [{"name": "base", "evaluate": {}}], "model": {"source": "a/b"}}
+    stored = CamelPipeline.model_validate(
+        {"metadata": {"name": "demo"}, "spec": written}
+    ).wire()  # what the API server makes of it: with all defaults
+    mounted = json.loads(spec_data(attempt(CamelPipeline.model_validate(stored)))[SPEC_KEY])
+    assert mounted.pop("metadata") == {"name": "demo", "namespace": "team-a"}
+    assert mounted == {"apiVersion": "camel-ray.dev/v1alpha1", "kind": "CamelPipeline", "spec": written}
 
 
 def test_labels_and_annotations_of_the_pipeline_make_no_new_version_of_its_spec() -> None:

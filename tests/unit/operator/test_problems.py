@@ -11,6 +11,7 @@ from camel_ray.operator.model import Settings
 from operator_specs import DATA, PPO, PRETRAIN, pipeline
 
 TRAIN = {"name": "base", "pretrain": PRETRAIN}
+GPUS: dict[str, Any] = {"gpus": 4, "resources": {"limits": {"memory": "64Gi"}}}
 
 
 def problems(cluster: dict[str, Any] | None = None, *stages: dict[str, Any], **spec: Any) -> list[str]:
@@ -46,7 +47,8 @@ def test_storage_on_a_path_needs_a_volume_there() -> None:
 def test_pods_of_a_stage_share_the_mirror_of_object_storage() -> None:
     sentence = (
         "spec.storage: stage 'base' runs on several pods, which have to share the mirror of s3://b/t: mount a "
-        "ReadWriteMany claim (spec.cluster.volumes) and set CAMEL_RAY_CACHE to a path on it (spec.cluster.env); or set "
+        "ReadWriteMany claim (spec.cluster.volumes) and set CAMEL_RAY_CACHE to a path on it (spec.cluster.env); or ask "
+        "the administrator for stages.scratch of the operator's configuration, which makes one; or set "
         "cluster.executor to Job"
     )
     group = {"groups": [{"name": "gpu", "replicas": 1}]}
@@ -93,10 +95,39 @@ def test_selectors_and_tolerations_that_kubernetes_refuses() -> None:
 
 
 def test_gpus_said_twice_and_differently() -> None:
-    group = {"name": "g", "gpus": 8, "resources": {"limits": {"nvidia.com/gpu": "4"}}}
+    group = {"name": "g", "gpus": 8, "resources": {"limits": {"nvidia.com/gpu": "4", "memory": "64Gi"}}}
     assert problems({"groups": [group]}) == [
         "spec.cluster.groups[0].gpus: 8 GPUs, but resources.limits say nvidia.com/gpu: 4; leave one out"
     ]
+
+
+def test_gpus_without_memory() -> None:
+    sentence = (
+        "spec.cluster.groups[0].resources: 8 GPUs, but no memory is named, which makes it 4Gi; set "
+        "resources.limits.memory (`camel-ray plan` says how much a process takes)"
+    )
+    assert problems({"groups": [{"name": "g", "gpus": 8}]}) == [sentence]
+    for kind in ("requests", "limits"):
+        assert problems({"groups": [{"name": "g", "gpus": 8, "resources": {kind: {"memory": "64Gi"}}}]}) == []
+
+
+def test_files_that_no_pod_has() -> None:
+    reward = {"function": {"path": "reward.py"}, "model": "./judge"}
+    stages: list[dict[str, Any]] = [
+        {"name": "rows", "data": {"source": ["s3://b/x.jsonl", "data/y.jsonl"]}},
+        {"name": "base", "pretrain": {"data": "rows", "model": {"source": "~/base"}, "trainer": {"optim_args": "./x"}}},
+        {"name": "tune", "ppo": {"prompts": {"source": "/data/p.jsonl"}, "model": "org/hub", "reward": reward}},
+    ]
+    found = problems(None, *stages, model="../start")
+    assert [sentence.split(" ", 3)[:2] for sentence in found] == [
+        ["spec.model:", "'../start'"],
+        ["spec.stages[0].data.source[1]:", "'data/y.jsonl'"],
+        ["spec.stages[1].pretrain.model.source:", "'~/base'"],
+        ["spec.stages[2].ppo.reward.model:", "'./judge'"],
+        ["spec.stages[2].ppo.reward.function.path:", "'reward.py'"],
+    ]
+    assert "is a relative path, and a pod has no such file; write a URI" in found[0]
+    assert problems({"image": "with-files:1"}, *stages, model="../start") == []
 
 
 def test_a_range_of_pods_needs_the_autoscaler() -> None:
@@ -119,7 +150,7 @@ def test_a_group_without_pods_matters_to_the_stages_that_use_it() -> None:
 
 
 def test_more_gpus_than_the_groups_have() -> None:
-    gpu = {"name": "gpu", "replicas": 2, "gpus": 4}
+    gpu = {"name": "gpu", "replicas": 2, **GPUS}
     assert problems({"groups": [gpu]}, {**TRAIN, "group": "gpu", "workers": 8}) == []
     assert problems({"groups": [gpu]}, {**TRAIN, "group": "gpu", "workers": {"min": 8, "max": 64}}) == []
     assert problems({"groups": [gpu]}, {**TRAIN, "group": "gpu", "workers": 9}) == [
@@ -135,8 +166,8 @@ def test_roles_that_cannot_be_placed() -> None:
 
 
 def test_a_job_is_one_pod() -> None:
-    gpu = {"name": "gpu", "gpus": 4}
-    job = {"executor": "Job", "groups": [gpu, {"name": "other", "gpus": 4}]}
+    gpu = {"name": "gpu", **GPUS}
+    job = {"executor": "Job", "groups": [gpu, {"name": "other", **GPUS}]}
     assert problems(job, {**TRAIN, "group": "gpu", "workers": 4}) == []
     assert problems(job, {**TRAIN, "group": "gpu", "workers": 5}) == [
         "stage 'base': wants 5 GPUs, but executor: Job gives a stage one pod, and one of group 'gpu' has 4; use "

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -149,28 +150,148 @@ def test_a_watch_that_ends_at_once_is_a_failure_and_not_a_reason_to_hurry(
     assert asked(server) == ["list", "10"]
 
 
-def test_a_forbidden_list_is_not_synced_and_is_tried_again(
-    server: Server, reflector: Reflector, told: Told, caplog: pytest.LogCaptureFixture
-) -> None:
-    def forbidden(request: Request, reply: Reply) -> None:
-        reply.status(403, "Forbidden", "cannot list pods")
+def forbidden(request: Request, reply: Reply) -> None:
+    reply.status(403, "Forbidden", "cannot list pods")
 
-    server.answers = [forbidden, forbidden, lists(10, pod("a", 1)), watches(server, wait=True)]
+
+def missing(request: Request, reply: Reply) -> None:
+    reply.status(404, "NotFound")
+
+
+def test_what_may_not_be_read_is_no_ground_for_decisions_until_it_may_again(
+    server: Server, client: Client, told: Told, caplog: pytest.LogCaptureFixture
+) -> None:
+    seen: list[tuple[str | None, bool, Told]] = []
+
+    def again(namespace: str | None) -> None:
+        seen.append((namespace, reflector.readable("n"), list(told)))
+
+    def changed(old: dict[str, Any] | None, new: dict[str, Any] | None) -> None:
+        told.append((short(old), short(new)))
+
+    closed = threading.Event()
+
+    def forbidden_until(request: Request, reply: Reply) -> None:
+        closed.wait(60)
+        forbidden(request, reply)
+
+    reflector = Reflector(client, POD, namespaces=["n"], changed=changed, again=again)
+    server.answers = [
+        lists(10, pod("a", 1), pod("b", 2)),
+        watches(server, ("MODIFIED", pod("a", 11))),
+        forbidden,
+        forbidden,
+        forbidden_until,
+        lists(20, pod("b", 2), pod("c", 15)),
+        watches(server, wait=True),
+    ]
+    reflector.start()
+    wait_until(lambda: len(server.requests) == 5)
+    assert (reflector.synced, reflector.waiting, reflector.readable("n")) == (False, False, False)
+    assert sorted(str(short(obj)) for obj in reflector.store.all()) == ["a@11", "b@2"]
+    assert told == [(None, "a@1"), (None, "b@2"), ("a@1", "a@11")]  # nothing is taken for deleted
+    closed.set()
+    wait_until(lambda: seen)
+    assert seen == [("n", True, [*told[:3], (None, "c@15"), ("a@11", None)])]
+    assert reflector.synced
+    server.done.set()
+    reflector.stop()
+    assert asked(server)[:7] == ["list", "10", "11", "list", "list", "list", "20"]
+    assert [message.split(":")[1] for message in caplog.messages] == [
+        " may not be read, so whatever rests on them waits",
+        " may be read again",
+    ]
+
+
+def test_to_be_forbidden_is_an_answer_and_no_silence(server: Server, reflector: Reflector) -> None:
+    server.answers = [forbidden]
+    reflector.start()
+    wait_until(lambda: server.requests)
+    asked_first = time.monotonic()
+    wait_until(lambda: len(server.requests) > 40)
+    assert reflector.age_seconds() < time.monotonic() - asked_first
+    assert not reflector.synced
+
+
+def test_who_may_list_and_not_watch_may_not_read(
+    server: Server, reflector: Reflector, caplog: pytest.LogCaptureFixture
+) -> None:
+    lasting = [answer for _ in range(5) for answer in (forbidden, lists(10, pod("a", 1)))]
+    server.answers = [lists(10, pod("a", 1)), *lasting, watches(server, wait=True)]
+    reflector.start()
+    wait_until(lambda: len(server.requests) == 12)
+    wait_until(lambda: reflector.readable("n"))
+    assert len(caplog.messages) == 2
+
+
+def test_one_namespace_that_may_not_be_read_does_not_hold_the_others_back(server: Server, client: Client) -> None:
+    def answer(request: Request, reply: Reply) -> None:
+        if "/namespaces/closed/" in request.path:
+            forbidden(request, reply)
+        elif "watch" in request.query:
+            watches(server, wait=True)(request, reply)
+        else:
+            lists(10, pod("a", 1))(request, reply)
+
+    server.answers = [answer]
+    reflector = Reflector(client, POD, namespaces=["closed", "n"], changed=lambda old, new: None)
     reflector.start()
     wait_until(lambda: reflector.synced)
-    assert caplog.messages[0] == "pods of n: list pods n failed with 403 Forbidden: cannot list pods"
+    assert (reflector.readable("n"), reflector.readable("closed")) == (True, False)
+    server.done.set()
+    reflector.stop()
 
 
-def test_a_kind_that_is_not_served_counts_as_empty(server: Server, reflector: Reflector, told: Told) -> None:
-    def missing(request: Request, reply: Reply) -> None:
-        reply.status(404, "NotFound")
-
+def test_a_kind_that_is_not_served_counts_as_empty(server: Server, client: Client) -> None:
+    told: list[object] = []
+    reflector = Reflector(
+        client,
+        POD,
+        namespaces=["n"],
+        changed=lambda old, new: told.append((short(old), short(new))),
+        again=lambda namespace: told.append(("all of", namespace, reflector.served)),
+    )
     server.answers = [missing, missing, lists(10, pod("a", 1)), missing, missing, lists(20), watches(server, wait=True)]
     reflector.start()
     wait_until(lambda: reflector.synced)
-    wait_until(lambda: len(told) == 2)
-    assert told == [(None, "a@1"), ("a@1", None)]
-    wait_until(lambda: reflector.served)
+    wait_until(lambda: len(told) == 5)
+    assert told == [
+        (None, "a@1"),
+        ("all of", "n", True),
+        ("a@1", None),
+        ("all of", "n", False),
+        ("all of", "n", True),
+    ]
+    server.done.set()
+    reflector.stop()
+
+
+def test_an_older_version_is_read_where_the_server_has_no_newer_one(server: Server, client: Client) -> None:
+    served = ["v1"]
+
+    def answer(request: Request, reply: Reply) -> None:
+        if f"/{served[0]}/" not in request.path:
+            missing(request, reply)
+        elif "watch" in request.query:
+            watches(server)(request, reply)
+        else:
+            lists(10, pod("a", 1))(request, reply)
+
+    server.answers = [answer]
+    told: list[bool] = []
+    newer = dataclasses.replace(POD, version="v2")
+    reflector = Reflector(client, newer, older=(POD,), changed=lambda old, new: told.append(new is not None))
+    reflector.start()
+    wait_until(lambda: reflector.synced)
+    assert (len(reflector.store), reflector.served) == (1, True)
+    served[0] = "v2"  # an upgrade that ends the old one is no loss of the objects
+    wait_until(lambda: "/v2/" in server.requests[-1].path and "watch" in server.requests[-1].query)
+    assert (told, reflector.served) == ([True], True)
+    served[0] = "v3"
+    wait_until(lambda: not reflector.served)
+    assert len(reflector.store) == 0
+    server.done.set()
+    reflector.stop()
 
 
 def test_bugs_of_a_listener_or_a_trim_do_not_end_the_thread(
