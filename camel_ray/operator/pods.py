@@ -57,6 +57,8 @@ _POD_SECURITY: dict[str, Any] = {
 _FIXED_USER: dict[str, Any] = {"fsGroup": 1000, "runAsGroup": 1000, "runAsUser": 1000}
 HOME: Mapping[str, str] = {"HOME": "/tmp"}
 """The only directory that is writable; torch, transformers and Ray all want one."""
+_NAME: Mapping[str, str] = {"USER": "camel-ray"}
+"""For ids that no image knows: torch ends with an error where its user has no name."""
 TMP_MOUNT: Mapping[str, str] = {"name": "tmp", "mountPath": "/tmp"}
 TMP_VOLUME: Mapping[str, Any] = {"name": "tmp", "emptyDir": {}}
 
@@ -228,8 +230,10 @@ def plain_env(values: Mapping[str, str]) -> list[dict[str, str]]:
 
 def _environment(attempt: Attempt, own: Mapping[str, str]) -> list[dict[str, Any]]:
     """The configuration's variables, the user's and ours. The later win, except for HOME; each name is there once."""
-    variables: dict[str, dict[str, Any]] = {v["name"]: v for v in plain_env(HOME)}
-    for variable in (*attempt.settings.config.stages.env, *attempt.pipeline.spec.cluster.env):
+    defaults = attempt.settings.config.stages
+    always = HOME if defaults.fixed_user else {**HOME, **_NAME}
+    variables: dict[str, dict[str, Any]] = {v["name"]: v for v in plain_env(always)}
+    for variable in (*defaults.env, *attempt.pipeline.spec.cluster.env):
         if variable.secret is not None:
             key = {"name": variable.secret.name, "key": variable.secret.key}
             variables[variable.name] = {"name": variable.name, "valueFrom": {"secretKeyRef": key}}

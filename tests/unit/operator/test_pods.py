@@ -40,6 +40,8 @@ def test_a_cluster_that_chooses_users_itself_is_given_none(executor: str) -> Non
     for _, pod in templates(work({"executor": executor, "groups": [GROUP]}, settings=free)):
         assert against_restricted(pod["spec"]) == []
         assert not {"runAsUser", "runAsGroup", "fsGroup"} & set(pod["spec"]["securityContext"])
+    driver = container(work({"executor": executor}, settings=free), "head" if executor == "RayJob" else "job")
+    assert environment(driver)["USER"] == "camel-ray"
     for _, pod in templates(work({"executor": executor, "groups": [GROUP]})):
         assert {pod["spec"]["securityContext"][name] for name in ("runAsUser", "runAsGroup", "fsGroup")} == {1000}
 
