@@ -33,32 +33,21 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # the rig
 
-from camel_ray.api.pipeline import CamelPipeline
-from camel_ray.runtime.runner import Runner
 from kuberay_standin.launch import KubeRay
 from rig.control_plane import ControlPlane
 from rig.images import OPERATOR, TRAINER, build
 from rig.node import Node
 from rig.pipelines import Object, Pipelines, pipeline
 from rig.release import Release
+from rig.training import CONFIG, machine, write_data
 
 NAMESPACE = "first-step"
 USER = 1000
-MODEL = {
-    "model_type": "llama",
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 64,
-}
-MACHINE = {"resources": {"requests": {"cpu": "100m", "memory": "512Mi"}, "limits": {"memory": "3Gi"}}}
 STAGES: dict[str, Object] = {
     "pretrain": {
         "data": {"source": "/data/rows.jsonl", "format": "text", "validation": 0.1},
         "tokenizer": "/data/home/stages/words/tokenizer",
-        "model": {"config": MODEL},
+        "model": {"config": CONFIG},
         "steps": 600,  # some seconds, so that the status is seen before the end
         "batchSize": 8,
         "microBatchSize": 8,
@@ -128,15 +117,7 @@ def prepare(plane: ControlPlane, directory: Path, before: Path | None) -> Path:
     """A namespace with a claim; rows and a tokenizer lie on it. Returns the directory behind the claim."""
     data = directory / "data"
     data.mkdir()
-    lines = [{"text": f"row {i} says {i * i} words about camels and rays"} for i in range(200)]
-    (data / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    home = pipeline(
-        "home",
-        {"name": "rows", "data": {"source": str(data / "rows.jsonl"), "format": "text"}},
-        {"name": "words", "tokenizer": {"data": "rows", "vocabSize": 300}},
-        storage=str(data),
-    )
-    Runner(CamelPipeline.model_validate(home), base_dir=data).run()
+    write_data(data)
     if before is not None:
         shutil.copytree(before / "camel_ray", data / "before/camel_ray", ignore=shutil.ignore_patterns("__pycache__"))
         compileall.compile_dir(data / "before", quiet=1)
@@ -159,10 +140,10 @@ def manifest(name: str, executor: str, version: str, kind: str) -> Object:
     env = [{"name": "HF_HUB_OFFLINE", "value": "1"}]
     env += [{"name": "PYTHONPATH", "value": "/data/before"}] if version == "before" else []
     volumes = [{"mountPath": "/data", "claim": "data"}]
-    cluster: Object = {"executor": executor, "head": MACHINE, "env": env, "volumes": volumes}
+    cluster: Object = {"executor": executor, "head": machine("3Gi"), "env": env, "volumes": volumes}
     stage: Object = {"name": "base", kind: STAGES[kind]}
     if executor == "RayJob":
-        cluster["groups"] = [{"name": "train", "replicas": 1, **MACHINE}]
+        cluster["groups"] = [{"name": "train", "replicas": 1, **machine("3Gi")}]
         stage["group"] = "train"
     made = pipeline(name, stage, storage="/data/storage", cluster=cluster)
     del made["spec"]["cluster"]["image"]  # the chart's

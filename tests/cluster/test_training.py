@@ -19,16 +19,8 @@ from rig.control_plane import ControlPlane
 from rig.operator import Operator, forget_leader, install, start_operator
 from rig.pipelines import Pipelines, pipeline
 from rig.process import free_ports
+from rig.training import CONFIG
 
-CONFIG = {
-    "model_type": "llama",
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 64,
-}
 # What the trainer's image would set, and this machine needs: offline, few threads.
 IMAGE = {
     "HF_HUB_OFFLINE": "1",

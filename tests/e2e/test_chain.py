@@ -20,6 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from rig.control_plane import ControlPlane
 from rig.pipelines import Object, Pipelines, pipeline
 from rig.release import NAMESPACE, Release
+from rig.training import CONFIG
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -34,15 +35,6 @@ WORDS = {
 }
 """The stages' kinds, and what `status` says of them in the end."""
 KINDS = list(WORDS)
-MODEL = {
-    "model_type": "llama",
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 64,
-}
 # Enough steps for some seconds: while they last, figures have to come to the status.
 TRAINING = {"zero": 2, "batchSize": 8, "microBatchSize": 8, "maxLength": 32, "steps": 400, "logEverySteps": 1}
 QUESTIONS, PAIRS = {"source": "/data/questions.jsonl"}, {"source": "/data/pairs.jsonl", "validation": 0.1}
@@ -50,7 +42,7 @@ PPO_STEPS = 16
 STAGES: list[Object] = [
     {"name": "text", "data": {"source": "/data/text.jsonl", "validation": 0.1}},
     {"name": "words", "tokenizer": {"data": "text", "vocabSize": 320}},
-    {"name": "base", "pretrain": {**TRAINING, "data": "text", "model": {"config": MODEL}}},
+    {"name": "base", "pretrain": {**TRAINING, "data": "text", "model": {"config": CONFIG}}},
     {"name": "chat", "sft": {**TRAINING, "data": QUESTIONS}},
     {"name": "judge", "reward": {**TRAINING, "data": PAIRS}},
     {

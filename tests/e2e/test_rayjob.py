@@ -14,15 +14,13 @@ from typing import Any
 
 import pytest
 
-from camel_ray.api.pipeline import CamelPipeline
 from camel_ray.progress import ProgressReader
-from camel_ray.runtime.runner import Runner
 from kuberay_standin.launch import KubeRay
 from rig.control_plane import ControlPlane
 from rig.images import TRAINER
 from rig.node import Node
 from rig.pipelines import Object, Pipelines, pipeline
-from rig.training import CONFIG, ENVIRONMENT, FOREVER, machine
+from rig.training import CONFIG, ENVIRONMENT, FOREVER, machine, write_data
 
 pytestmark = pytest.mark.timeout(1200)
 
@@ -34,15 +32,7 @@ MakeVolume = Callable[[str], Path]
 def data(volume: MakeVolume) -> Path:
     """The directory behind the claim `data`, with rows and a tokenizer that was made at home."""
     directory = volume("data")
-    lines = [{"text": f"row {i} says {i * i} words about camels and rays"} for i in range(200)]
-    (directory / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    home = pipeline(
-        "home",
-        {"name": "rows", "data": {"source": str(directory / "rows.jsonl"), "format": "text"}},
-        {"name": "words", "tokenizer": {"data": "rows", "vocabSize": 300}},
-        storage=str(directory / "home"),
-    )
-    Runner(CamelPipeline.model_validate(home), base_dir=directory).run()
+    write_data(directory)
     return directory
 
 
@@ -50,7 +40,7 @@ def training(name: str, *, steps: int, group: Object, checkpoint: int, **cluster
     """One stage of ZeRO-2 over two pods."""
     member = {
         "data": {"source": "/data/rows.jsonl", "format": "text", "validation": 0.1},
-        "tokenizer": "/data/home/home/stages/words/tokenizer",
+        "tokenizer": "/data/home/stages/words/tokenizer",
         "model": {"config": CONFIG},
         "zero": 2,
         "steps": steps,
