@@ -117,3 +117,31 @@ def newest(stages: Sequence[Mapping[str, Any]], index: int, artifact: str) -> st
         if stage.get("name") in names and any(PRODUCES[k] == artifact for k in members(stage)):
             return str(stage["name"])
     return None
+
+
+def looked_at(stages: Sequence[Mapping[str, Any]], index: int) -> list[str]:
+    """Names of further stages whose artifacts an `evaluate` stage reads by default: the text of the newest pretrain
+    stage, and the model that the one it measures started from.
+    """
+    member = stages[index].get("evaluate")
+    if not isinstance(member, Mapping):
+        return []
+    above = {s.get("name"): i for i, s in enumerate(stages[:index]) if s.get("name") in upstream(stages, index)}
+    found: list[Any] = []
+    if member.get("text") is None:
+        trained = [stages[i]["pretrain"] for i in above.values() if isinstance(stages[i].get("pretrain"), Mapping)]
+        found += [trained[-1].get("data")] if trained else []
+    if member.get("baseline") is None:
+        at = above.get(_source(member.get("model")) or newest(stages, index, "model"))
+        if at is not None:
+            own = [
+                stages[at][kind].get("model") for kind in members(stages[at]) if isinstance(stages[at][kind], Mapping)
+            ]
+            found.append(next(map(_source, own), None) or newest(stages, at, "model"))
+    return [name for name in found if isinstance(name, str) and name in above]
+
+
+def _source(model: Any) -> str | None:
+    """The stage, path or hub id that a model field names."""
+    source = model.get("source") if isinstance(model, Mapping) else model
+    return source if isinstance(source, str) else None

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, TextIO
 
-from camel_ray.api.graph import direct_needs, newest, upstream
+from camel_ray.api.graph import direct_needs, looked_at, newest, upstream
 from camel_ray.api.pipeline import CamelPipeline, Stage
 from camel_ray.errors import CamelError, Preempted, SpecError, Stopped, StorageUnavailable
 from camel_ray.manifest import disk_errors, write_atomically
@@ -195,7 +195,7 @@ class Runner:
     def _attempt(
         self, index: int, stage: Stage, store: StageStore, digest: str, artifacts: Mapping[str, Artifact]
     ) -> Artifact:
-        for name in self._used(index):
+        for name in self._read(index):
             StageStore(self.storage, name).artifacts(contents=True)
         state = store.begin(digest)
         began = time.monotonic()
@@ -238,7 +238,7 @@ class Runner:
             store = StageStore(self.storage, above)
             if store.state().phase != "done":
                 raise SpecError(f"stage '{above}', which '{name}' uses, is not done; run the pipeline first")
-            artifacts[above] = store.artifacts(contents=above in self._used(index))[0]
+            artifacts[above] = store.artifacts(contents=above in self._read(index))[0]
         stage, store = self.pipeline.spec.stages[index], StageStore(self.storage, name)
         return self._context(index, stage, store, store.state().attempts, artifacts)
 
@@ -260,8 +260,14 @@ class Runner:
             cores=available_cores(),
         )
 
+    def _read(self, index: int) -> list[str]:
+        """Stages whose artifacts have to be here when this one runs."""
+        return list(dict.fromkeys([*self._used(index), *looked_at(self._raw, index)]))
+
     def _used(self, index: int) -> list[str]:
-        """Stages whose artifacts this one may read: those it names or needs, and the newest of each default kind."""
+        """Stages whose artifacts decide what this one makes: those it names or needs, and the newest of each default
+        kind. What `looked_at` adds went into these already.
+        """
         defaults = [newest(self._raw, index, kind) for kind in ("model", "tokenizer", "reward-model")]
         return list(dict.fromkeys([*direct_needs(self._raw, index), *(n for n in defaults if n)]))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -109,6 +110,9 @@ def test_a_pipeline_lost_stopped_and_continued_on_three_machines(
     s3.requests.clear()
     assert fourth.run().skipped == ("text", "tok", "base", "asked", "figures")
     assert not [path for _, path in s3.requests if path.endswith(("safetensors", "arrow"))]
+
+    fifth = runner(tmp_path / "5", monkeypatch, first="figures")
+    assert fifth.run().ran == ("figures",)  # the text that the model was trained on is fetched, though nobody names it
     everything = b"".join(s3.content(name) for name in s3.names("runs/") if name.endswith((".json", ".jsonl", ".html")))
     assert b"report" in everything and SECRET.encode() not in everything
 
@@ -148,8 +152,51 @@ def _planned(made: Runner):  # type: ignore[no-untyped-def]
     return made.plan()
 
 
+@pytest.mark.timeout(600)
+def test_ppo_goes_on_elsewhere_from_its_round_and_is_measured_beside_what_it_started_from(
+    s3: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "reward.py").write_text(
+        "def reward(prompts, answers, rows):\n    return [float(len(answer)) for answer in answers]\n"
+    )
+    ppo = {
+        "prompts": "asked", "reward": {"function": {"path": str(tmp_path / "reward.py")}}, "steps": 12,
+        "promptsPerStep": 4, "evaluationPrompts": 4, "checkpoint": {"everySteps": 2},
+        "sampling": {"maxPromptLength": 32, "maxResponseLength": 8},
+    }  # fmt: skip
+    document = pipeline(20).wire()
+    stages: list[dict[str, object]] = document["spec"]["stages"]  # type: ignore[index, assignment]
+    *before, figures = stages
+    tuned = {"name": "tuned", "needs": ["base", "asked"], "ppo": ppo}
+    document["spec"]["stages"] = [*before, tuned, {**figures, "needs": ["tuned"]}]  # type: ignore[index]
+    whole = CamelPipeline.model_validate(document)
+
+    monkeypatch.setenv("CAMEL_RAY_CACHE", str(tmp_path / "1"))
+    first = Runner(whole, base_dir=tmp_path)
+    work = StageStore(first.storage, "tuned").work
+    watcher = threading.Thread(target=_stop_when_there, args=(work, work / "checkpoints/step-000002" / MANIFEST))
+    watcher.start()
+    with pytest.raises(Stopped, match="stopped on request") as stopped:
+        first.run()
+    watcher.join()
+    done = int(re.findall(r"after round (\d+)", str(stopped.value))[0])
+    assert 2 <= done < 12
+    assert whole_in_storage(s3, "runs/p/stages/tuned/work/checkpoints/") == {f"step-{done:06d}"}
+
+    monkeypatch.setenv("CAMEL_RAY_CACHE", str(tmp_path / "2"))
+    second = Runner(whole, base_dir=tmp_path)
+    assert second.run().ran == ("tuned", "figures")
+    assert f"continues after round {done}" in StageStore(second.storage, "tuned").progress_path.read_text()
+    report = json.loads(s3.content("runs/p/stages/figures/report/evaluation.json"))
+    assert (report["model"], report["baseline"]) == ("tuned", "base")
+    assert {"model", "baseline"} <= report["figures"]["perplexity"].keys()
+
+
 def _stop_at_next_checkpoint(work: Path, step: int) -> None:
-    wanted = work / "checkpoints" / f"checkpoint-{step + EVERY}" / MANIFEST
+    _stop_when_there(work, work / "checkpoints" / f"checkpoint-{step + EVERY}" / MANIFEST)
+
+
+def _stop_when_there(work: Path, wanted: Path) -> None:
     waiting = threading.Event()
     for _ in range(3000):
         if wanted.exists():
