@@ -225,6 +225,9 @@ class Caches:
         if new is None and old is not None:
             with self._lock:
                 for key in _keys_by_label(old):
+                    owner = self.pipelines.store.get(*key.split("/"))
+                    if owner is None or phase_of(owner) in TERMINAL:
+                        continue
                     kept = self._gone[key]
                     kept[old["metadata"]["name"]] = (time.monotonic(), {**old, "gone": True})
                     while len(kept) > _GONE_PODS:

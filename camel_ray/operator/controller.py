@@ -105,6 +105,7 @@ class Controller:
 
     def _reconcile(self, key: str) -> None:
         if not self._leads():
+            self._queue.add_after(key, 1.0)
             return
         try:
             with self._metrics.reconcile() as timer:
@@ -150,7 +151,7 @@ class Controller:
                 return wait
             for operation in operations:
                 if not self._leads():  # woken up after a long stop, or cut off: another one decides now
-                    return None
+                    return NEXT_SECONDS
                 self._carry_out(key, snapshot, operation)
             with self._lock:
                 self._troubles.pop(key, None)
@@ -275,7 +276,7 @@ class Controller:
         """Ask the API itself whether anything that matches may still work: our caches may lag behind."""
         pods, _ = self._client.list(POD, namespace, labels=selector)
         alive = [p["metadata"]["name"] for p in pods if p.get("status", {}).get("phase") not in ("Succeeded", "Failed")]
-        if len(self._caches.ray_jobs.store) and not alive:
+        if self._caches.ray_clusters.served and not alive:
             clusters, _ = self._client.list(RAY_CLUSTER, namespace, labels=selector)
             alive = [cluster["metadata"]["name"] for cluster in clusters]
         if alive:

@@ -7,20 +7,18 @@ is passing, and a job that ended by a lost head keeps `jobStatus: RUNNING` for e
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
 
-from pydantic import ValidationError
-
 from camel_ray.api.status import RESULT_MARK, AttemptStatus, FailureClass, Outcome, Result
 from camel_ray.errors import OutOfMemory, PermanentError, Preempted, RetryableError, Stopped
 from camel_ray.operator.evidence import clean, queue_words, strongest, waiting_words
 from camel_ray.operator.model import AttemptView, Object
 from camel_ray.operator.names import QUEUE
+from camel_ray.operator.progress_report import parse_result
 
 STAGE_CONTAINER = "stage"
 
@@ -104,7 +102,7 @@ _RAY_REASONS: Mapping[str, tuple[FailureClass, str]] = {
 
 def _rayjob_failed(current: AttemptStatus, told: Result | None, reason: str, text: str, now: datetime) -> Observation:
     known = _RAY_REASONS.get(reason)
-    if told is None and known is not None:
+    if known is not None and (told is None or (reason == "DeadlineExceeded" and told.code == Stopped.exit_code)):
         kind, words = known
         if reason == "PreRunningDeadlineExceeded" and current.message:
             words = f"{words}: {current.message}"
@@ -143,8 +141,8 @@ def _job_failed(
 ) -> Observation:
     reason, words = condition.get("reason", ""), condition.get("message", "")
     told = told or _pod_result(view, current.number)
-    if told is None and reason == "DeadlineExceeded":
-        return _failed("Error", reason, "the attempt took longer than the stage's timeoutSeconds", current, None, now)
+    if reason == "DeadlineExceeded" and (told is None or told.code == Stopped.exit_code):
+        return _failed("Error", reason, "the attempt took longer than the stage's timeoutSeconds", current, told, now)
     if "DisruptionTarget" in words and (told is None or told.code == Stopped.exit_code):
         return _failed("Preemption", "Preempted", "its pod was taken away", current, told, now)
     code = _exit_code(view)
@@ -191,9 +189,8 @@ def result_in(text: str, number: int) -> Result | None:
     if not mark:
         return None
     try:
-        told = json.loads(rest.strip().splitlines()[0])
-        result = Result.model_validate({**told, "attempt": number})
-    except (ValueError, IndexError, TypeError, ValidationError):
+        result = parse_result(rest.strip().splitlines()[0], attempt=number)
+    except (ValueError, IndexError):
         return None
     return result.model_copy(update={"message": clean(result.message)})
 

@@ -55,7 +55,16 @@ def _storage(pipeline: CamelPipeline) -> Iterator[str]:
             "set a URI such as s3://bucket/team, or an absolute path on a claim of spec.cluster.volumes"
         )
         return
-    # /tmp is there and can be written, if only as long as a pod: enough for a try
+    spec = pipeline.spec
+    several = spec.cluster.executor == "RayJob" and any(used_groups(pipeline, stage) for stage in spec.stages)
+    kept = [v.mount_path for v in spec.cluster.volumes if v.claim and not v.read_only]
+    if (several or len(spec.stages) > 1) and not any(_inside(path, directory) for directory in kept):
+        yield (
+            f"spec.storage: '{path}' lies on no claim, so one pod alone would see it; mount a claim there "
+            "(spec.cluster.volumes), or set a URI such as s3://bucket/team"
+        )
+        return
+    # /tmp is there and can be written, if only as long as a pod: enough for a try of one stage
     writable = [v.mount_path for v in pipeline.spec.cluster.volumes if (v.claim or v.memory) and not v.read_only]
     if not any(_inside(path, directory) for directory in ("/tmp", *writable)):
         yield (
@@ -167,8 +176,13 @@ def _over_limit(where: str, resources: ResourcesSpec) -> Iterator[str]:
     for name, text in resources.requests.items():
         limit = resources.limits.get(name)
         asked, most = amount(text), None if limit is None else amount(limit)
-        if asked is not None and most is not None and asked > most:
+        if "/" in name and asked != most:
+            yield f"{where}.resources: the request {name} of a device has to be its limit too; leave the request out"
+        elif asked is not None and most is not None and asked > most:
             yield f"{where}.resources: the request {name}: {text} is above the limit {limit}; raise the limit"
+    for name, text in resources.limits.items():
+        if "/" in name and (most := amount(text)) is not None and most.denominator != 1:
+            yield f"{where}.resources: the limit {name}: {text} of a device has to be a whole number"
 
 
 def _placement(pipeline: CamelPipeline, stage: Stage) -> Iterator[str]:

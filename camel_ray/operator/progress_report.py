@@ -40,6 +40,20 @@ def parse_report(body: bytes, *, attempt: int, now: str) -> Report:
     `trainerStatus` is Kubeflow Trainer's contract, `stage` and `result` are ours; other keys are left alone. Raises
     ValueError with a sentence where a value is not what it should be.
     """
+    document = _document(body)
+    status, stage, result = (_mapping(document, key) for key in ("trainerStatus", "stage", "result"))
+    progress = None
+    if status is not None or stage is not None:
+        progress = _progress(status or {}, stage or {}, attempt=attempt, now=now)
+    return Report(progress, None if result is None else _result(result, attempt=attempt))
+
+
+def parse_result(line: str, *, attempt: int) -> Result:
+    """Read what a stage's process printed as its result, with the same limits. Raises ValueError as `parse_report`."""
+    return _result(_document(line.encode("utf-8", "replace")), attempt=attempt)
+
+
+def _document(body: bytes) -> dict[str, Any]:
     try:
         document = json.loads(body, parse_constant=_no_constant)
     except RecursionError:
@@ -48,11 +62,7 @@ def parse_report(body: bytes, *, attempt: int, now: str) -> Report:
         raise ValueError("the body is not JSON") from None
     if not isinstance(document, dict):
         raise ValueError("the body is not a JSON object")
-    status, stage, result = (_mapping(document, key) for key in ("trainerStatus", "stage", "result"))
-    progress = None
-    if status is not None or stage is not None:
-        progress = _progress(status or {}, stage or {}, attempt=attempt, now=now)
-    return Report(progress, None if result is None else _result(result, attempt=attempt))
+    return document
 
 
 def _progress(status: Mapping[str, Any], stage: Mapping[str, Any], *, attempt: int, now: str) -> Progress:

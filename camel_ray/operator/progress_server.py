@@ -163,7 +163,10 @@ class ProgressServer:
         if identity.namespace != namespace:
             raise _Refusal(403, "the token is of another namespace")
         self._check_pod(identity, pipeline, stage, number)
-        current = self._current(namespace, pipeline, stage)
+        known = self._stage(namespace, pipeline, stage)
+        current = known.get("current") or {}
+        if number > max(known.get("attempts", 0), current.get("number", 0)):
+            raise _Refusal(503, "this attempt has not been seen yet")
         if current.get("number") != number:
             raise _Refusal(409, "this attempt is not the current one of its stage")
         try:
@@ -188,13 +191,13 @@ class ProgressServer:
         if not same or any(labels.get(key) != value for key, value in wanted.items()):
             raise _Refusal(403, "the token's pod does not belong to this attempt")
 
-    def _current(self, namespace: str, pipeline: str, stage: str) -> Mapping[str, Any]:
-        """The attempt of a stage that is under way; empty if there is none."""
+    def _stage(self, namespace: str, pipeline: str, stage: str) -> Mapping[str, Any]:
+        """The status of a stage; empty if there is none."""
         found = self._find(namespace, pipeline)
         if found is None:
             raise _Refusal(404, "there is no such pipeline")
         stages = (found.get("status") or {}).get("stages") or []
-        return next((each.get("current") or {} for each in stages if each["name"] == stage), {})
+        return next((each for each in stages if each["name"] == stage), {})
 
     def _identity(self, token: str) -> Identity | None:
         if not _TOKEN.fullmatch(token):

@@ -18,16 +18,22 @@ from camel_ray.api.status import TERMINAL, PipelinePhase, PipelineStatus, StageS
 from camel_ray.operator.clock import seconds_since, stamp
 from camel_ray.operator.model import Note, Plan, Snapshot
 from camel_ray.operator.names import REQUEST
-from camel_ray.operator.stage import Work, begin, clear_away, follow, refuse, reset, spec_digest
+from camel_ray.operator.stage import REFUSED, Work, begin, clear_away, follow, refuse, reset, spec_digest
 from camel_ray.operator.summary import conditions, metrics_text, progress_text
 
 STALE_SECONDS = 1.0
 """How soon to look again when a cache is seen to lag behind another."""
+UNREADABLE_SECONDS = 60.0
+"""How soon to say again that a status cannot be read."""
 
 
 def reconcile(snapshot: Snapshot) -> Plan:
     """The plan for one pipeline."""
-    before = read_status(snapshot.object)
+    before = _status(snapshot.object)
+    if before is None:  # taken for empty, everything would start again, beside what runs
+        words = "its status is not one that this version of the operator knows; install the newer one again"
+        note = Note("Warning", "StatusUnreadable", words)
+        return Plan(PipelineStatus(), notes=(note,), requeue_seconds=UNREADABLE_SECONDS)
     if snapshot.object["metadata"].get("deletionTimestamp"):
         return Plan(before)
     work = Work(snapshot)
@@ -50,10 +56,15 @@ def reconcile(snapshot: Snapshot) -> Plan:
 
 def read_status(pipeline: Mapping[str, object]) -> PipelineStatus:
     """The status of a pipeline object; an empty one where there is none or it cannot be read."""
+    return _status(pipeline) or PipelineStatus()
+
+
+def _status(pipeline: Mapping[str, object]) -> PipelineStatus | None:
+    """None where it cannot be read."""
     try:
         return PipelineStatus.model_validate(pipeline.get("status") or {})
     except ValidationError:
-        return PipelineStatus()
+        return None
 
 
 def _stages(snapshot: Snapshot, before: PipelineStatus) -> list[StageStatus]:
@@ -135,12 +146,19 @@ def _asked_again(work: Work, stage: StageStatus) -> StageStatus:
 
 
 def _mend(work: Work, stages: list[StageStatus]) -> None:
-    """Let a failed stage run again when its user has changed what it does: the file was mended and applied."""
+    """Let a failed stage run again when its user has changed what it does, or when nothing refuses it any more: the
+    file was mended and applied, or the operator's configuration.
+    """
     pipeline = work.snapshot.pipeline
     assert pipeline is not None
     for i, stage in enumerate(stages):
-        if stage.phase == "Failed" and stage.spec != spec_digest(pipeline, pipeline.spec.stages[i]):
+        if stage.phase != "Failed":
+            continue
+        if stage.spec.removeprefix(REFUSED) != spec_digest(pipeline, pipeline.spec.stages[i]):
             work.notes.append(Note("Normal", "SpecChanged", f"stage '{stage.name}' runs again with its new spec"))
+            stages[i] = reset(stage)
+        elif stage.spec.startswith(REFUSED) and not work.snapshot.problem:
+            work.notes.append(Note("Normal", "Allowed", f"stage '{stage.name}' goes on: nothing refuses it any more"))
             stages[i] = reset(stage)
 
 

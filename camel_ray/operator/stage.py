@@ -36,6 +36,9 @@ from camel_ray.operator.observe import Observation, observe
 
 M = TypeVar("M", bound=Status)
 
+REFUSED = "refused-"
+"""Before the digest of a stage that was not even begun: it is tried again when the reason is gone."""
+
 PREEMPTED_WAIT_SECONDS = 5.0
 """Wait after a preemption: free, but not so fast that a sick node is tried a hundred times a minute."""
 
@@ -87,6 +90,8 @@ def follow(work: Work, stage: Stage, status: StageStatus, stop: StopReason | Non
     if seen.state == "ended":
         return _end(work, stage, status, current, seen)
     current = _moved_on(current, seen, work.now)
+    if seen.state == "queued" and status.result and status.result.attempt == current.number:
+        status = _changed(status, result=None)  # of a run that the queue took back; the attempt runs again
     status = _changed(status, current=current, phase=_PHASES[seen.state], message=seen.message)
     if current.stop:
         return _stopping(work, stage, status, current)
@@ -138,7 +143,7 @@ def refuse(work: Work, stage: Stage, status: StageStatus, problem: str) -> Stage
     """Give a stage up whose spec was changed to something that cannot run on a cluster; changed again, it is tried."""
     assert work.snapshot.pipeline is not None
     return _changed(
-        _given_up(work, stage, status, problem), spec=spec_digest(work.snapshot.pipeline, stage), retry=None
+        _given_up(work, stage, status, problem), spec=REFUSED + spec_digest(work.snapshot.pipeline, stage), retry=None
     )
 
 
@@ -182,6 +187,11 @@ def _not_seen(work: Work, stage: Stage, status: StageStatus, current: AttemptSta
         work.gone.append(Delete(current.executor, current.name))
         words = f"{current.executor} {current.name} could not be created within {limit} s: {trouble}"
         return _end(work, stage, status, current, Observation("ended", words, "Infrastructure", "NotCreated"))
+    wanted = work.snapshot.pipeline.spec.cluster.executor
+    if wanted != current.executor:  # changed while nothing could be created, as the status may have advised
+        work.gone.append(Delete(current.executor, current.name))
+        current = _changed(current, executor=wanted)
+        status = _changed(status, current=current)
     _create(work, stage, current, fresh=status.fresh, alone=True)
     work.wake_in(5.0)
     return (

@@ -288,10 +288,32 @@ def test_a_rayjob_without_a_state_waits_for_kuberay(status: Any) -> None:
         "camel-ray-result: {",
         "camel-ray-result: []",
         'camel-ray-result: {"code": "x"}',
+        f'camel-ray-result: {{"code": 1{"0" * 300}}}',
+        'camel-ray-result: {"code": 0, "metrics": {"loss": NaN}}',
+        'camel-ray-result: {"code": 0, "metrics": ' + "[" * 20_000,
     ],
 )
 def test_a_log_without_a_whole_result_holds_none(text: str) -> None:
     assert result_in(text, 2) is None
+
+
+def test_a_result_with_half_a_character_can_be_written_to_the_status() -> None:
+    found = result_in('camel-ray-result: {"code": 12, "message": "no file \\ud800.jsonl"}', 2)
+    assert found is not None and found.message.startswith("no file")
+    assert found.message.encode()
+
+
+@pytest.mark.parametrize("posted", [True, False])
+def test_a_stage_that_stops_cleanly_at_its_deadline_has_used_its_time(posted: bool) -> None:
+    stopped = Result(attempt=2, code=25, message="stopped on request after step 7")
+    line = 'camel-ray-result: {"code": 25, "message": "stopped on request after step 7"}'
+    ended = pod("Failed", code=25, message=line)
+    for view in (
+        job(ended, Failed=("DeadlineExceeded", "Job was active longer than specified deadline")),
+        rayjob(jobDeploymentStatus="Failed", reason="DeadlineExceeded", message=line),
+    ):
+        seen = see(view, stopped if posted else None)
+        assert (seen.outcome, seen.reason) == ("Error", "DeadlineExceeded")
 
 
 def test_the_last_result_of_a_log_counts_and_is_cleaned() -> None:

@@ -44,6 +44,19 @@ def test_storage_on_a_path_needs_a_volume_there() -> None:
     assert problems(storage="/tmp/try") == []
 
 
+def test_storage_that_one_pod_alone_sees_is_for_one_stage_on_one_pod() -> None:
+    sentence = (
+        "spec.storage: '/tmp/try' lies on no claim, so one pod alone would see it; mount a claim there "
+        "(spec.cluster.volumes), or set a URI such as s3://bucket/team"
+    )
+    two = [{"name": name, "data": DATA} for name in ("a", "b")]
+    assert problems(None, *two, storage="/tmp/try") == [sentence]
+    assert problems({"groups": [{"name": "cpu"}]}, storage="/tmp/try") == [sentence]
+    memory = {"volumes": [{"mountPath": "/fast", "memory": "1Gi"}]}
+    assert problems(memory, storage="/fast/x") == []
+    assert problems(memory, *two, storage="/fast/x") == [sentence.replace("/tmp/try", "/fast/x")]
+
+
 def test_pods_of_a_stage_share_the_mirror_of_object_storage() -> None:
     sentence = (
         "spec.storage: stage 'base' runs on several pods, which have to share the mirror of s3://b/t: mount a "
@@ -128,6 +141,20 @@ def test_files_that_no_pod_has() -> None:
     ]
     assert "is a relative path, and a pod has no such file; write a URI" in found[0]
     assert problems({"image": "with-files:1"}, *stages, model="../start") == []
+
+
+@pytest.mark.parametrize(
+    ("resources", "words"),
+    [
+        ({"limits": {"nvidia.com/gpu": "500m"}}, "the limit nvidia.com/gpu: 500m of a device has to be a whole number"),
+        ({"requests": {"nvidia.com/gpu": "1"}}, "the request nvidia.com/gpu of a device has to be its limit too"),
+        ({"requests": {"x/y": "1"}, "limits": {"x/y": "2"}}, "the request x/y of a device has to be its limit too"),
+        ({"requests": {"x/y": "2"}, "limits": {"x/y": "2"}}, ""),
+    ],
+)
+def test_devices_are_whole_and_all_of_them_are_asked_for(resources: dict[str, Any], words: str) -> None:
+    found = problems({"head": {"resources": resources}})
+    assert [words in sentence for sentence in found] == ([True] if words else [])
 
 
 def test_a_range_of_pods_needs_the_autoscaler() -> None:

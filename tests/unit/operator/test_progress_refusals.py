@@ -62,6 +62,12 @@ def test_only_pods_of_the_current_attempt_may_report(world: World, token: str, p
     assert world.counted == [status]
 
 
+@pytest.mark.parametrize(("number", "status"), [(1, 503), (3, 409)])
+def test_a_replica_that_lags_behind_asks_to_come_again_and_ends_nothing(world: World, number: int, status: int) -> None:
+    world.number = number  # what it takes for the current attempt; a reporter stops its stage after 409
+    assert world.post(report())[0] == status
+
+
 @pytest.mark.parametrize(
     ("body", "words"),
     [

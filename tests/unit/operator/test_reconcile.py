@@ -15,7 +15,7 @@ from camel_ray.api.status import AttemptStatus, PipelineStatus, Progress, Result
 from camel_ray.operator.clock import stamp
 from camel_ray.operator.model import AttemptView, Create, Delete, Plan, Snapshot
 from camel_ray.operator.names import REQUEST
-from camel_ray.operator.reconcile import reconcile
+from camel_ray.operator.reconcile import read_status, reconcile
 
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
 SPEC: Obj = {
@@ -272,10 +272,13 @@ def test_a_finished_pipeline_is_deleted_when_its_time_has_passed() -> None:
         assert (plan.delete_self, plan.requeue_seconds) == expected
 
 
-def test_a_status_that_nobody_can_read_is_begun_anew() -> None:
-    seen = snapshot()
-    broken = replace(seen, object={**seen.object, "status": {"stages": "none", "phase": 7}})
-    assert reconcile(broken).status.phase == "Running"
+def test_nothing_is_done_on_a_status_that_nobody_can_read() -> None:
+    seen = snapshot(running(), views=(view(),))
+    for status in ({"stages": "none", "phase": 7}, {**seen.object["status"], "phase": "APhaseOfNextYear"}):
+        plan = reconcile(replace(seen, object={**seen.object, "status": status}))
+        assert (plan.operations, plan.delete_self, plan.requeue_seconds) == ((), False, 60.0)
+        assert [(note.type, note.reason) for note in plan.notes] == [("Warning", "StatusUnreadable")]
+        assert plan.status == read_status({"status": status}), "so that nothing is written"
 
 
 def test_a_spec_that_becomes_impossible_lets_the_attempt_end_and_refuses_the_next_stage() -> None:
@@ -289,6 +292,34 @@ def test_a_spec_that_becomes_impossible_lets_the_attempt_end_and_refuses_the_nex
     assert again.status.stages[1] == plan.status.stages[1]
     mended = reconcile(snapshot(done, plan.status.stages[1], spec={"seed": 7}))
     assert mended.status.stages[1].phase == "Starting"
+
+
+def test_what_the_configuration_refused_goes_on_when_it_refuses_no_more() -> None:
+    done = stage(phase="Succeeded", attempts=1, started=stamp(NOW))
+    refused = reconcile(replace(snapshot(done), problem="policy says no")).status.stages[1]
+    assert refused.phase == "Failed"
+    plan = reconcile(snapshot(done, refused))
+    assert plan.status.stages[1].phase == "Starting"
+    assert next(note.reason for note in plan.notes) == "Allowed"
+    own_fault = refused.model_copy(update={"spec": refused.spec.removeprefix("refused-")})
+    assert reconcile(snapshot(done, own_fault)).status.stages[1].phase == "Failed"
+
+
+def test_a_run_that_the_queue_took_back_leaves_no_result() -> None:
+    told = Result(attempt=1, code=25, message="stopped on request")
+    suspended = view(jobDeploymentStatus="Suspended", jobStatus="")
+    plan = reconcile(snapshot(running(result=told), views=(suspended,)))
+    assert (first(plan).phase, first(plan).result) == ("Queued", None)
+    assert first(reconcile(snapshot(running(result=told), views=(view(),)))).result == told
+
+
+def test_an_executor_that_is_changed_while_nothing_could_be_created_counts_for_the_attempt() -> None:
+    waiting = running(phase="Starting", uid=None, admitted=None, submitted=None, running=None, created=stamp(NOW))
+    plan = reconcile(replace(snapshot(waiting, spec={"cluster": {"executor": "Job"}}), trouble="no KubeRay"))
+    current = first(plan).current
+    assert current is not None and (current.executor, current.number) == ("Job", 1)
+    assert created(plan)[-1] == ("Job", "p-rows-1")
+    assert plan.gone == (Delete("RayJob", "p-rows-1"),)
 
 
 def test_a_stage_does_not_wait_for_the_pods_of_one_that_is_done() -> None:
