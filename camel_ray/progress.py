@@ -87,7 +87,16 @@ class ProgressReader:
             return []
         end = data.rfind(b"\n") + 1
         self._offset += end
-        return [json.loads(line) for line in data[:end].splitlines() if line.strip()]
+        return [event for line in data[:end].splitlines() if (event := _event(line)) is not None]
+
+
+def _event(line: bytes) -> dict[str, Any] | None:
+    """None for a line that a full disk, or two writers over a network, has torn."""
+    try:
+        event = json.loads(line)
+    except ValueError:
+        return None
+    return event if isinstance(event, dict) else None
 
 
 class Rate:

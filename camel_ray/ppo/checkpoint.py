@@ -49,8 +49,9 @@ class Checkpoints:
             shutil.rmtree(old, ignore_errors=True)
 
     def newest(self, progress: Progress, *, before: int | None = None) -> tuple[int, dict[str, Any], Path] | None:
-        """Step, driver state and directory of the newest sound checkpoint (of a step before `before`); unsound ones are
-        skipped with a warning.
+        """Step, driver state and directory of the newest sound checkpoint; unsound ones are removed with a warning.
+
+        With `before`, which is for looking back: of a step before that one, and nothing is removed.
         """
         for path in reversed(self._finished()):
             if before is not None and path.name >= self.path(before).name:
@@ -58,6 +59,8 @@ class Checkpoints:
             problem = self._problem(path)
             if problem is not None:
                 progress.note(f"checkpoint {path.name} is not used: {problem}", level="warning")
+                if before is None:  # it would count as one of those that are kept
+                    shutil.rmtree(path, ignore_errors=True)
                 continue
             manifest = read_manifest(path)
             assert manifest is not None

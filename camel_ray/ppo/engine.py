@@ -58,6 +58,8 @@ def join_process_group(
     """
     host, _, port = endpoint.rpartition(":")
     timeout = timedelta(seconds=timeout_seconds)
+    if store is not None:
+        store.set_timeout(timeout)
     os.environ.update(
         MASTER_ADDR=host, MASTER_PORT=port, RANK=str(rank), WORLD_SIZE=str(world), LOCAL_RANK="0", LOCAL_WORLD_SIZE="1"
     )

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from camel_ray.errors import CamelError
-from camel_ray.manifest import MANIFEST, read_manifest
+from camel_ray.errors import ModelError, StorageUnavailable
+from camel_ray.manifest import MANIFEST, read_manifest, verify
 from camel_ray.progress import Progress
 from camel_ray.runtime.storage import Storage
 
@@ -28,14 +28,17 @@ _PAUSE_SECONDS = 30.0
 
 
 @contextmanager
-def checkpoints_kept(storage: Storage, work: Path, progress: Progress) -> Iterator[None]:
+def checkpoints_kept(
+    storage: Storage, work: Path, progress: Progress, is_current: Callable[[], bool]
+) -> Iterator[None]:
     """Within it, complete checkpoints of `work` go to remote storage; at its end the newest one is there, too, unless
-    the stage has its result and needs none. A no-op on local storage.
+    the stage has its result and needs none. A no-op on local storage. `is_current`: asked before each upload, which
+    does not begin once a newer attempt has.
     """
     if not storage.is_remote:
         yield
         return
-    backup = Backup(storage, work, progress)
+    backup = Backup(storage, work, progress, is_current)
     thread = threading.Thread(target=backup.run, name="checkpoint-upload", daemon=True)
     thread.start()
     try:
@@ -52,6 +55,9 @@ def checkpoints_kept(storage: Storage, work: Path, progress: Progress) -> Iterat
 
 def restore(storage: Storage, work: Path) -> None:
     """Download the newest checkpoint of a stage, and what goes with it, unless this machine has it, or a newer one."""
+    for path in _complete(work / "checkpoints") if storage.is_remote else ():
+        if _is_damaged(path):  # a machine that lost power; it must not hide, or replace, the one in the bucket
+            shutil.rmtree(path)
     there = storage.finished(work / "checkpoints")
     if not there:
         return
@@ -65,8 +71,9 @@ def restore(storage: Storage, work: Path) -> None:
 class Backup:
     """Uploads checkpoints below `work`. `run` in a thread, `end` from another; `look` once more when it is over."""
 
-    def __init__(self, storage: Storage, work: Path, progress: Progress) -> None:
+    def __init__(self, storage: Storage, work: Path, progress: Progress, is_current: Callable[[], bool]) -> None:
         self._storage, self._work, self._progress = storage, work, progress
+        self._is_current = is_current
         self._over = threading.Event()
         self._done: tuple[Path, str] | None = None
         """The last checkpoint that is in the remote folder, and the digest of its content."""
@@ -89,11 +96,13 @@ class Backup:
             manifest = None if newest is None else read_manifest(newest)
             if newest is None or manifest is None or self._done == (newest, manifest["digest"]):
                 return True
+            if not self._is_current():
+                raise StorageUnavailable("a newer attempt works there")
             self._upload(newest, list(manifest["files"]))
             self._done, self._complaint = (newest, manifest["digest"]), ""
         except FileNotFoundError:
             return True  # training has deleted it meanwhile: there is a newer one
-        except (CamelError, OSError) as error:
+        except Exception as error:  # whatever a store's library raises, the thread has to stay
             name = newest.name if newest is not None else ""
             complaint = f"{name} is not in {self._storage.uri} yet, training goes on: {error}"
             if complaint.partition(" ")[2] != self._complaint:
@@ -132,6 +141,13 @@ def _linked(directory: Path, links: Path, names: list[str]) -> Path:
 
 def _complete(checkpoints: Path) -> list[Path]:
     return [path.parent for path in checkpoints.glob(f"*/{MANIFEST}")]
+
+
+def _is_damaged(checkpoint: Path) -> bool:
+    try:
+        return verify(checkpoint) is not None
+    except ModelError:
+        return True
 
 
 def _step(checkpoint: Path) -> int:

@@ -24,8 +24,15 @@ FIELD = "spec.storage"
 PATIENCE_SECONDS = 60.0
 _FILES_AT_ONCE = 8
 _PART_BYTES = 16 << 20
+_MOST_PARTS = 9_000
+"""Of one object; S3 takes 10,000."""
 _PARTS_AT_ONCE = 4
 """With the two above: at most half a gigabyte of memory, whatever the files' sizes."""
+
+
+def part_bytes(size: int) -> int:
+    """Bytes of each part in which a file of `size` bytes is sent."""
+    return max(_PART_BYTES, -(-size // _MOST_PARTS))
 
 
 class Objects:
@@ -82,7 +89,10 @@ class Objects:
         target = f"{self._base}/{name}"
         if self._has_directories:
             self._filesystem.makedirs(target.rsplit("/", 1)[0], exist_ok=True)
-        self._filesystem.put_file(str(path), target, **self._options)
+        options = dict(self._options)
+        if options:
+            options["chunksize"] = part_bytes(path.stat().st_size)
+        self._filesystem.put_file(str(path), target, **options)
 
     def _fetch(self, name: str, path: Path, over: threading.Event) -> None:
         part = path.with_name(f".{path.name}.part")
@@ -128,12 +138,14 @@ class Objects:
 
     def _patiently(self, act: Callable[[], T], over: threading.Event | None = None) -> T:
         over, pause = over or threading.Event(), 0.5
-        deadline = time.monotonic() + self.patience
+        deadline: float | None = None
         while True:
             try:
                 with explained(self.uri, field=FIELD):
                     return act()
             except StorageUnavailable:
+                # since the first failure: a large file alone takes longer than anybody is patient
+                deadline = deadline or time.monotonic() + self.patience
                 if time.monotonic() + pause > deadline or over.wait(pause):
                     raise
                 pause = min(2 * pause, 10.0)

@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol, TextIO
 
@@ -155,8 +156,9 @@ class Runner:
         """
         began = time.monotonic()
         prepare_process(cores=available_cores(), debug=self._debug)
-        self.storage.open()
+        self.storage.prepare()
         with self._locked():
+            self.storage.refresh()
             for name, value in (("pipeline.json", self.pipeline.wire()), (ENVIRONMENT, environment())):
                 write_atomically(self.storage.root / name, json.dumps(value, indent=1) + "\n")
                 self.storage.push(self.storage.root / name)
@@ -204,7 +206,8 @@ class Runner:
                 total = len(self.pipeline.spec.stages)
                 self._listener.stage_started(stage.name, stage.kind, index, total, store.progress_path, state.attempts)
             context = self._context(index, stage, store, state.attempts, artifacts)
-            with checkpoints_kept(self.storage, store.work, context.progress), known_failures(stage.name):
+            current = partial(store.is_current, state)
+            with checkpoints_kept(self.storage, store.work, context.progress, current), known_failures(stage.name):
                 outputs = run_stage(context)
             seconds = time.monotonic() - began
             made = store.commit(state, outputs, self._input_digests(index, artifacts), seconds)
@@ -212,7 +215,9 @@ class Runner:
             seconds = time.monotonic() - began
             # The disk may be what failed: then the note and the report fail too, and the first error is the one to see.
             with suppress(OSError, CamelError):
-                if isinstance(error, KeyboardInterrupt):
+                if store.state().phase == "done":
+                    pass  # what failed came after it
+                elif isinstance(error, KeyboardInterrupt):
                     store.interrupt(state, "stopped on request", seconds)
                 elif isinstance(error, Stopped | Preempted):
                     store.interrupt(state, str(error), seconds)
@@ -290,7 +295,9 @@ class Runner:
     def _locked(self) -> Iterator[None]:
         """Keep a second run of the same pipeline out; the lock goes with the process, however it ends."""
         path = self.storage.root / ".lock"
-        with disk_errors(path), path.open("w") as file:
+        with disk_errors(path):
+            file = path.open("w")
+        with file:
             deadline = time.monotonic() + self._lock_seconds
             while not _lock(file):
                 if time.monotonic() >= deadline:

@@ -46,7 +46,7 @@ class Storage:
         self._objects: Objects | None = None
         if "://" in uri and not uri.startswith("file://"):
             self._objects = Objects(uri, pipeline)
-            self.root = cache_dir() / "storage" / json_digest(uri)[:16] / pipeline
+            self.root = cache_dir() / "storage" / json_digest(uri.rstrip("/"))[:16] / pipeline
         else:
             self.root = Path(uri.removeprefix("file://")).expanduser().resolve() / pipeline
 
@@ -56,10 +56,12 @@ class Storage:
         return self._objects is not None
 
     def open(self) -> None:
-        """Make sure the folder can be used, and bring the mirror of a remote one up to date, except for large files.
+        """`prepare` and `refresh`."""
+        self.prepare()
+        self.refresh()
 
-        Raises SpecError if the URI, the bucket or the credentials are wrong, StorageUnavailable if nobody answers.
-        """
+    def prepare(self) -> None:
+        """Make sure that `root` can be used. Raises SpecError or StorageUnavailable if not."""
         with disk_errors(self.root):
             try:
                 self.root.mkdir(parents=True, exist_ok=True)
@@ -67,7 +69,13 @@ class Storage:
                 raise SpecError(f"spec.storage: {self.root} cannot be made because a file stands in its way") from error
             probe = self.root / ".write-probe"
             probe.touch()
-            probe.unlink()
+            probe.unlink(missing_ok=True)
+
+    def refresh(self) -> None:
+        """Bring the mirror of a remote folder up to date, except for large files; a no-op on local storage.
+
+        Raises SpecError if the URI, the bucket or the credentials are wrong, StorageUnavailable if nobody answers.
+        """
         if self._objects is None:
             return
         patience, self._objects.patience = self._objects.patience, _OPEN_PATIENCE_SECONDS
@@ -75,9 +83,14 @@ class Storage:
             names = [n for n in self._objects.listing() if n.endswith(_SMALL) and n.split("/")[2:3] != ["work"]]
             self._forget_strangers(names)
             manifests = [n for n in names if n.endswith(f"/{MANIFEST}")]
+            states = [n for n in names if n.split("/")[2:] == ["state.json"]]
             # Other files of a directory belong to its manifest: where that has changed, none of them is worth anything.
             fresh = self.root / ".fresh"
-            self._objects.download({name: fresh / name for name in manifests})
+            self._objects.download({name: fresh / name for name in (*manifests, *states)})
+            for name in states:
+                # Nor is what lies here of a stage that somebody began anew elsewhere, its checkpoints included.
+                if _beginning(self.root / name) != _beginning(fresh / name):
+                    shutil.rmtree((self.root / name).parent, ignore_errors=True)
             for name in manifests:
                 if not _same(self.root / name, fresh / name):
                     shutil.rmtree((self.root / name).parent, ignore_errors=True)
@@ -142,6 +155,10 @@ class Storage:
         names = [n for n in self._objects.listing(below) if n.endswith(suffix) and "/" not in n.removeprefix(below)]
         self._objects.download({name: self.root / name for name in names})
 
+    def read(self, path: Path) -> bytes | None:
+        """What a small file holds in the remote folder; None if it is not there, or on local storage."""
+        return None if self._objects is None else self._objects.read(self._name(path))
+
     def finished(self, parent: Path) -> list[Path]:
         """Directories right below `parent` that have a manifest in the remote folder; none on local storage."""
         if self._objects is None:
@@ -184,6 +201,15 @@ def _files_of(manifest: bytes) -> dict[str, Any]:
     except (ValueError, AttributeError):
         return {}
     return dict(files)
+
+
+def _beginning(state: Path) -> tuple[Any, Any] | None:
+    """What tells one beginning of a stage from another: its digest and when it was."""
+    try:
+        found = json.loads(state.read_bytes())
+        return found["digest"], found["started"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _holds(path: Path, content: bytes) -> bool:

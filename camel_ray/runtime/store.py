@@ -9,11 +9,12 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from camel_ray.errors import ModelError
+from camel_ray.errors import CamelError, ModelError, StorageUnavailable
 from camel_ray.manifest import MANIFEST, disk_errors, read_manifest, verify, write_atomically, write_manifest
 from camel_ray.runtime.backup import restore
 from camel_ray.runtime.storage import Storage
@@ -137,8 +138,11 @@ class StageStore:
                 artifacts=tuple(o.kind.value for o in outputs),
             )
         )
-        # In remote storage a finished stage's checkpoints only cost money.
-        self.storage.remove_remotely(self.work)
+        if self.storage.is_remote:  # there, and on the mirror, a finished stage's checkpoints only cost money
+            with suppress(CamelError):
+                self.storage.remove_remotely(self.work)
+            for left in ("checkpoints", "uploading"):
+                shutil.rmtree(self.work / left, ignore_errors=True)
         return self.artifacts(contents=False)
 
     def fail(self, state: StageState, message: str, seconds: float) -> None:
@@ -157,11 +161,26 @@ class StageStore:
         """Remove everything of the stage, so that it runs again from nothing."""
         self.storage.remove(self.directory)
 
+    def is_current(self, state: StageState) -> bool:
+        """Whether no newer attempt has begun in remote storage: this one may be cut off from the cluster, given up by
+        it, and still at work.
+        """
+        there = self.storage.read(self.directory / "state.json")
+        try:
+            found = json.loads(there) if there else {}
+            begun = float(found.get("started") or 0.0)
+            return begun <= (state.started or 0.0) and int(found.get("attempts", 0)) <= state.attempts
+        except (ValueError, TypeError, AttributeError):
+            return True
+
     def _save(self, state: StageState) -> None:
+        if not self.is_current(state):
+            raise StorageUnavailable(f"stage '{self.name}': a newer attempt works in {self.storage.uri}; this one ends")
         path = self.directory / "state.json"
         with disk_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, json.dumps(asdict(state), indent=1) + "\n")
         self.storage.push(path)
         if self.progress_path.exists():
-            self.storage.push(self.progress_path)
+            with suppress(CamelError):  # the state says what counts
+                self.storage.push(self.progress_path)

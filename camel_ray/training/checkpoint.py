@@ -7,6 +7,7 @@ manifest, or does not match it, is skipped with a note and removed, so that late
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import shutil
 import time
@@ -21,6 +22,8 @@ from camel_ray.progress import Progress
 
 _PREFIX = "checkpoint-"
 _LOCK = "writers.lock"
+_NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
+"""Of file systems without locks: there the operator alone sees to it that there is one attempt at a time."""
 Problem = tuple[str, Literal["info", "warning"]]
 """Why a checkpoint is not used, and whether the user should worry."""
 
@@ -29,8 +32,12 @@ Problem = tuple[str, Literal["info", "warning"]]
 def writing(work: Path) -> Iterator[None]:
     """Held by every training process while it may write checkpoints; the kernel lets go when a process dies."""
     work.mkdir(parents=True, exist_ok=True)
-    with (work / _LOCK).open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_SH)
+    with (work / _LOCK).open("a+") as lock:  # NFS shares only what is open for reading
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH)
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
         yield
 
 
@@ -46,7 +53,11 @@ def wait_for_writers(work: Path, *, seconds: float) -> None:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 return
-            except BlockingIOError:
+            except OSError as error:
+                if error.errno in _NO_LOCKS:
+                    return
+                if error.errno not in (errno.EAGAIN, errno.EACCES):
+                    raise
                 if time.monotonic() > deadline:
                     raise WorkerLost(
                         f"a training process of an earlier attempt still runs in {work}; end it, then run again"

@@ -33,8 +33,9 @@ from camel_ray.stop import StopRequest, heeding_stop_requests
 from camel_ray.training.checkpoint import newest, wait_for_writers
 from camel_ray.training.plan import TrainingPlan
 
-_ORPHAN_SECONDS = 60.0
-"""Ray notices within seconds that the driver of its workers is gone."""
+_ORPHAN_SECONDS = 180.0
+"""Ray notices within seconds that the driver of its workers is gone; a network file system gives up the locks of a
+machine that is gone only after their lease (90 s with NFS)."""
 _RESTARTS = 3
 """How often a cluster's lost workers are started again within an attempt. Machines come back, and a group of workers is
 faster to start than all pods of a new attempt."""

@@ -75,6 +75,24 @@ def test_a_damaged_checkpoint_is_skipped_with_a_warning(
     assert "checkpoint step-000010 is not used" in notes[0]["message"]
 
 
+def test_a_damaged_checkpoint_pushes_no_sound_one_out(checkpoints: Checkpoints, progress: Progress) -> None:
+    write(checkpoints, 5, 50)
+    (checkpoints.path(50) / "actor" / "rank0.safetensors").unlink()
+    assert checkpoints.newest(progress, before=60) is not None
+    assert checkpoints.path(50).exists(), "a look back removes nothing"
+    assert (checkpoints.newest(progress) or (0,))[0] == 5
+    write(checkpoints, 6, 7)
+    assert sorted(p.name for p in checkpoints.directory.iterdir()) == ["step-000006", "step-000007"]
+
+
+def test_a_torn_line_of_progress_hides_no_other(progress: Progress) -> None:
+    progress.note("before")
+    with progress.path.open("a") as file:
+        file.write('{"time": 1, "event": "upd{"time": 2, "event": "note"}\n7\n\n')
+    progress.note("after")
+    assert [event["message"] for event in ProgressReader(progress.path).new_events()] == ["before", "after"]
+
+
 def test_the_newest_before_a_round_is_found(checkpoints: Checkpoints, progress: Progress) -> None:
     write(checkpoints, 5, 10)
     assert (checkpoints.newest(progress, before=10) or (0,))[0] == 5

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import fsspec
@@ -17,9 +18,17 @@ from camel_ray.progress import Progress, ProgressReader
 from camel_ray.runtime import objects
 from camel_ray.runtime import storage as storage_module
 from camel_ray.runtime.backup import Backup, checkpoints_kept, restore
+from camel_ray.runtime.objects import part_bytes
 from camel_ray.runtime.storage import Storage
+from camel_ray.runtime.store import StageStore
+from camel_ray.stages.contract import ArtifactKind, Output
 
 URI = "s3://team/runs"
+
+
+def alone() -> bool:
+    """No newer attempt."""
+    return True
 
 
 @pytest.fixture(scope="module")
@@ -232,7 +241,7 @@ def test_each_checkpoint_is_there_before_the_one_before_it_goes(
 ) -> None:
     storage = machine(tmp_path / "1", monkeypatch)
     work, progress = storage.root / "stages/base/work", Progress(storage.root / "stages/base/progress.jsonl")
-    backup = Backup(storage, work, progress)
+    backup = Backup(storage, work, progress, alone)
     checkpoint(work, 5)
     (work / "untrained.json").write_text("{}")
     progress.update("train", 5, 10)
@@ -263,7 +272,7 @@ def test_a_newer_checkpoint_of_this_machine_is_kept_and_an_older_one_replaced(
     storage = machine(tmp_path, monkeypatch)
     work = storage.root / "stages/base/work"
     checkpoint(work, 5)
-    assert Backup(storage, work, Progress(tmp_path / "progress")).look()
+    assert Backup(storage, work, Progress(tmp_path / "progress"), alone).look()
     checkpoint(work, 10)
     s3.requests.clear()
     restore(storage, work)
@@ -288,7 +297,7 @@ def test_a_checkpoint_that_training_deletes_meanwhile_is_uploaded_all_the_same(
         return None
 
     s3.fail = fail
-    assert Backup(storage, work, Progress(tmp_path / "progress")).look()
+    assert Backup(storage, work, Progress(tmp_path / "progress"), alone).look()
     second = machine(tmp_path / "2", monkeypatch)
     restore(second, second.root / "stages/base/work")
     assert verify(second.root / "stages/base/work/checkpoints/checkpoint-5") is None
@@ -300,7 +309,7 @@ def test_an_upload_that_fails_is_told_once_and_done_when_the_server_is_back(
 ) -> None:
     storage = machine(tmp_path, monkeypatch)
     work, progress = storage.root / "work", Progress(storage.root / "progress")
-    backup = Backup(storage, work, progress)
+    backup = Backup(storage, work, progress, alone)
     checkpoint(work, 5)
     s3.fail = lambda method, path: 503
     assert not backup.look() and not backup.look()
@@ -309,6 +318,99 @@ def test_an_upload_that_fails_is_told_once_and_done_when_the_server_is_back(
     s3.fail = lambda method, path: None
     assert backup.look()
     assert f"runs/p/work/checkpoints/checkpoint-5/{MANIFEST}" in s3.names()
+
+
+def test_a_checkpoint_that_lost_power_does_not_replace_the_one_in_the_bucket(
+    s3: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = machine(tmp_path, monkeypatch)
+    work = storage.root / "stages/base/work"
+    checkpoint(work, 5)
+    assert Backup(storage, work, Progress(tmp_path / "progress"), alone).look()
+    (work / "checkpoints/checkpoint-5/rank0.pt").write_bytes(bytes(10))
+    broken = checkpoint(work, 10) / "rank0.pt"
+    broken.write_bytes(bytes(broken.stat().st_size))
+    restore(storage, work)
+    assert [p.name for p in (work / "checkpoints").iterdir()] == ["checkpoint-5"]
+    assert verify(work / "checkpoints/checkpoint-5") is None
+
+
+def test_what_a_mirror_has_of_an_earlier_beginning_of_a_stage_is_dropped(
+    s3: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = machine(tmp_path / "1", monkeypatch)
+    StageStore(first, "base").begin("one")
+    checkpoint(first.root / "stages/base/work", 40)
+    second = machine(tmp_path / "2", monkeypatch)
+    StageStore(second, "base").begin("two")  # its spec was changed there
+    first = machine(tmp_path / "1", monkeypatch)
+    assert StageStore(first, "base").state().digest == "two"
+    assert not (first.root / "stages/base/work").exists()
+    again = StageStore(first, "base").begin("two")
+    checkpoint(first.root / "stages/base/work", 3)
+    assert again.attempts == 2
+    machine(tmp_path / "1", monkeypatch)
+    assert (first.root / "stages/base/work/checkpoints/checkpoint-3").exists()
+
+
+def test_an_attempt_that_was_given_up_changes_nothing_of_the_next(
+    s3: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = StageStore(machine(tmp_path / "1", monkeypatch), "base")
+    cut_off = first.begin("one")
+    assert first.is_current(cut_off)
+    second = StageStore(machine(tmp_path / "2", monkeypatch), "base")
+    state = second.begin("one")
+    progress = Progress(tmp_path / "progress")
+    checkpoint(second.work, 80)
+    assert Backup(second.storage, second.work, progress, partial(second.is_current, state)).look()
+    checkpoint(first.work, 50)
+    assert not Backup(first.storage, first.work, progress, partial(first.is_current, cut_off)).look()
+    with pytest.raises(StorageUnavailable, match="a newer attempt works in s3://team/runs; this one ends"):
+        first.interrupt(cut_off, "stopped", 1.0)
+    kept = [n.split("/")[6] for n in s3.names("runs/p/stages/base/work/") if n.endswith(MANIFEST)]
+    assert kept == ["checkpoint-80"]
+    assert json.loads(s3.content("runs/p/stages/base/state.json"))["attempts"] == 2
+
+
+def test_a_finished_stage_is_done_though_its_checkpoints_cannot_be_deleted(
+    s3: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = StageStore(machine(tmp_path, monkeypatch), "base")
+    state = store.begin("one")
+    checkpoint(store.work, 5)
+    assert Backup(store.storage, store.work, Progress(tmp_path / "progress"), alone).look()
+    output = store.work / "output/model"
+    output.mkdir(parents=True)
+    (output / "config.json").write_text("{}")
+    s3.fail = lambda method, path: 403 if method == "DELETE" else None
+    (made,) = store.commit(state, [Output(ArtifactKind.MODEL, output)], {}, 1.0)
+    assert store.state().phase == "done" and made.path.name == "model"
+    assert not (store.work / "checkpoints").exists(), "nor do they fill the mirror"
+
+
+def test_patience_begins_with_the_first_failure(s3: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    storage = machine(tmp_path, monkeypatch)
+    (storage.root / "large").write_text("x")
+    waited = threading.Event()
+    tries: list[str] = []
+
+    def fail(method: str, path: str) -> int | None:
+        tries.append(path)
+        if len(tries) == 1:
+            waited.wait(1.0)  # longer than anybody is patient here: a large file
+            return 503
+        return None
+
+    s3.fail = fail
+    storage.push(storage.root / "large")
+    assert s3.names("runs/p/large") == ["runs/p/large"]
+
+
+def test_a_shard_of_any_size_has_fewer_parts_than_s3_takes() -> None:
+    assert part_bytes(5 << 20) == 16 << 20
+    for size in (1 << 37, 1 << 40, 5 << 40):
+        assert -(-size // part_bytes(size)) <= 10_000
 
 
 def test_checkpoints_are_uploaded_while_a_stage_runs_and_the_last_one_when_it_stops(
@@ -327,7 +429,7 @@ def test_checkpoints_are_uploaded_while_a_stage_runs_and_the_last_one_when_it_st
     (storage.root / "progress").write_text("")
 
     def stage() -> None:
-        with checkpoints_kept(storage, work, Progress(storage.root / "progress")):
+        with checkpoints_kept(storage, work, Progress(storage.root / "progress"), alone):
             checkpoint(work, 5)
             assert uploaded.wait(60)
             checkpoint(work, 10)

@@ -1,5 +1,7 @@
 """Which checkpoint a run continues from."""
 
+import errno
+import fcntl
 import json
 import subprocess
 import sys
@@ -122,3 +124,24 @@ def test_workers_of_one_run_write_together(tmp_path):
     with writing(tmp_path), writing(tmp_path):
         pass
     wait_for_writers(tmp_path, seconds=0.0)
+
+
+@pytest.mark.parametrize("locks", [True, False], ids=["NFS", "none"])
+def test_network_file_systems_do(tmp_path, monkeypatch, locks):
+    real = fcntl.flock
+
+    def flock(file, how):  # https://elixir.bootlin.com/linux/v6.12/source/fs/nfs/nfs4proc.c, nfs4_proc_lock
+        if not locks:
+            raise OSError(errno.ENOLCK, "No locks available")
+        if (how & fcntl.LOCK_SH and not file.readable()) or (how & fcntl.LOCK_EX and not file.writable()):
+            raise OSError(errno.EBADF, "Bad file descriptor")
+        real(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    wait_for_writers(tmp_path, seconds=1)
+    with writing(tmp_path), writing(tmp_path):
+        if locks:
+            with pytest.raises(WorkerLost):
+                wait_for_writers(tmp_path, seconds=0)
+        else:
+            wait_for_writers(tmp_path, seconds=0)
