@@ -55,16 +55,7 @@ def _storage(pipeline: CamelPipeline) -> Iterator[str]:
             "set a URI such as s3://bucket/team, or an absolute path on a claim of spec.cluster.volumes"
         )
         return
-    spec = pipeline.spec
-    several = spec.cluster.executor == "RayJob" and any(used_groups(pipeline, stage) for stage in spec.stages)
-    kept = [v.mount_path for v in spec.cluster.volumes if v.claim and not v.read_only]
-    if (several or len(spec.stages) > 1) and not any(_inside(path, directory) for directory in kept):
-        yield (
-            f"spec.storage: '{path}' lies on no claim, so one pod alone would see it; mount a claim there "
-            "(spec.cluster.volumes), or set a URI such as s3://bucket/team"
-        )
-        return
-    # /tmp is there and can be written, if only as long as a pod: enough for a try of one stage
+    # /tmp is there and can be written, if only as long as a pod: enough for a try
     writable = [v.mount_path for v in pipeline.spec.cluster.volumes if (v.claim or v.memory) and not v.read_only]
     if not any(_inside(path, directory) for directory in ("/tmp", *writable)):
         yield (

@@ -44,19 +44,6 @@ def test_storage_on_a_path_needs_a_volume_there() -> None:
     assert problems(storage="/tmp/try") == []
 
 
-def test_storage_that_one_pod_alone_sees_is_for_one_stage_on_one_pod() -> None:
-    sentence = (
-        "spec.storage: '/tmp/try' lies on no claim, so one pod alone would see it; mount a claim there "
-        "(spec.cluster.volumes), or set a URI such as s3://bucket/team"
-    )
-    two = [{"name": name, "data": DATA} for name in ("a", "b")]
-    assert problems(None, *two, storage="/tmp/try") == [sentence]
-    assert problems({"groups": [{"name": "cpu"}]}, storage="/tmp/try") == [sentence]
-    memory = {"volumes": [{"mountPath": "/fast", "memory": "1Gi"}]}
-    assert problems(memory, storage="/fast/x") == []
-    assert problems(memory, *two, storage="/fast/x") == [sentence.replace("/tmp/try", "/fast/x")]
-
-
 def test_pods_of_a_stage_share_the_mirror_of_object_storage() -> None:
     sentence = (
         "spec.storage: stage 'base' runs on several pods, which have to share the mirror of s3://b/t: mount a "
