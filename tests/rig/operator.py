@@ -46,6 +46,16 @@ class Operator:
             raise RigError(f"{path} of {self.process.name}: {response.status} {text}")
         return text
 
+    def end_well(self) -> None:
+        """Let it end, and look through its log: no bug, and nothing that it may not do. That something cannot be created
+        in a namespace that a test before has left, and that is on its way out, is none of that.
+        """
+        self.process.stop(graceful=True)
+        log = self.process.log_tail(5000)
+        assert self.process.returncode == 0
+        assert "bug:" not in log
+        assert not [line for line in log.lower().splitlines() if "forbidden" in line and "being terminated" not in line]
+
 
 def install(control_plane: ControlPlane) -> None:
     """What manifests/install.yaml brings, except the Deployment: there is no kubelet, replicas are processes here."""
