@@ -47,8 +47,8 @@ class Operator:
         return text
 
     def end_well(self) -> None:
-        """Let it end, and look through its log: no bug, and nothing that it may not do. That something cannot be created
-        in a namespace that a test before has left, and that is on its way out, is none of that.
+        """Let it end, and look through its log: no bug, and nothing that it may not do. Nothing can be created in a
+        namespace that an earlier test has left and that is on its way out: that is no missing right.
         """
         self.process.stop(graceful=True)
         log = self.process.log_tail(5000)
