@@ -33,6 +33,8 @@ from rig.process import Process
 
 RATE = 100.0
 """Creations per second of the paced run; a small machine's API server does not keep up with it."""
+WARM = 3
+"""Objects before all others."""
 CALM = 5.0
 """Creations per second that leave the machine idle most of the time: what the operator itself adds."""
 
@@ -69,8 +71,7 @@ def run(plane: ControlPlane, side: Side, count: int, figures: dict[str, float]) 
     if isinstance(side, CamelRay):
         plane.wait_for(lambda: metric(side, "leader_election_master_status") == 1, "the operator to lead")
         idle = memory_mb(process)
-    else:
-        warm(plane, side)
+    warm(plane, side)
     spaces = {kind: f"{side.name}-{kind}" for kind in ("burst", "paced", "calm")}
     for name in spaces.values():
         plane.request("POST", "/api/v1/namespaces", {"metadata": {"name": name}})
@@ -90,7 +91,7 @@ def run(plane: ControlPlane, side: Side, count: int, figures: dict[str, float]) 
     show(side, f"{CALM:.0f}/s", calm)
     figures[f"p99_s_calm_{side.name}"] = round(calm.quantile(0.99), 3)
     if isinstance(side, CamelRay):
-        attempts = (2 * count + 50) * side.stages
+        attempts = (2 * count + 50 + WARM) * side.stages
         settle(plane, side, attempts)
         calls = requests(side)
         reconciles = metric(side, "controller_runtime_reconcile_total")
@@ -116,11 +117,13 @@ def run(plane: ControlPlane, side: Side, count: int, figures: dict[str, float]) 
 
 
 def warm(plane: ControlPlane, side: Side) -> None:
-    """One object through, so that caches are filled and connections open."""
+    """A few objects through, so that caches are filled and connections open: those of the API server, too, which for up
+    to half a minute refuses children of a kind that was just installed.
+    """
     name = f"{side.name}-warm"
     plane.request("POST", "/api/v1/namespaces", {"metadata": {"name": name}})
     plane.wait_service_account(name)
-    create(plane, name, side.path, parents(side, 3), side.parent_of, rate=None)
+    create(plane, name, side.path, parents(side, WARM), side.parent_of, rate=None)
 
 
 def parents(side: Side, count: int) -> list[dict[str, object]]:
