@@ -126,7 +126,8 @@ def looked_at(stages: Sequence[Mapping[str, Any]], index: int) -> list[str]:
     member = stages[index].get("evaluate")
     if not isinstance(member, Mapping):
         return []
-    above = {s.get("name"): i for i, s in enumerate(stages[:index]) if s.get("name") in upstream(stages, index)}
+    names = set(upstream(stages, index))
+    above = {s.get("name"): i for i, s in enumerate(stages[:index]) if s.get("name") in names}
     found: list[Any] = []
     if member.get("text") is None:
         trained = [stages[i]["pretrain"] for i in above.values() if isinstance(stages[i].get("pretrain"), Mapping)]

@@ -30,39 +30,51 @@ NO_KUEUE = (
 )
 
 
-def test_a_queue_without_kueue_says_what_to_do_and_an_old_kueue_is_understood(
-    control_plane: ControlPlane,
-    namespace: str,
-    ray_crds: None,
-    operator: Callable[..., Operator],
-    kuberay: KubeRay,
-    tmp_path: Path,
-) -> None:
-    """Before Kueue's manager runs: who it is that writes Workloads does not matter here."""
+@pytest.fixture(scope="module")
+def built() -> Path:
+    """The directory of Kueue's manager, with its CRDs below; tests that need it are left out where it is not built."""
+    try:
+        return find_tools("kueue")["kueue"].parent
+    except RigError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture
+def waiting(
+    control_plane: ControlPlane, namespace: str, ray_crds: None, operator: Callable[..., Operator], kuberay: KubeRay
+) -> Pipelines:
+    """A pipeline of each executor, `job` and `rayjob`, that names a queue where there is no Kueue."""
     operator()
     mine = Pipelines(control_plane, namespace)
-
-    def says(name: str, words: str) -> None:
-        mine.wait(lambda: words in mine.stage(name, "text").get("message", ""), f"{name} to say: {words}", 60)
-
     for executor in ("Job", "RayJob"):
         mine.apply(pipeline(executor.lower(), STAGE, cluster={"executor": executor, "queue": "gpus"}))
     for name in ("job", "rayjob"):
         mine.wait_stage(name, "text", "Queued")
-        says(name, NO_KUEUE)
+    return mine
 
-    try:
-        bases = find_tools("kueue")["kueue"].parent / "manifests/crd/bases"
-    except RigError as error:
-        pytest.skip(str(error))
-    crd = yaml.safe_load((bases / "kueue.x-k8s.io_workloads.yaml").read_text())
+
+def wait_message(mine: Pipelines, name: str, words: str) -> None:
+    """Wait until the stage of a pipeline says that."""
+    mine.wait(lambda: words in mine.stage(name, "text").get("message", ""), f"{name} to say: {words}", 60)
+
+
+def test_a_queue_without_kueue_says_what_to_do(waiting: Pipelines) -> None:
+    wait_message(waiting, "job", NO_KUEUE)
+    wait_message(waiting, "rayjob", NO_KUEUE)
+
+
+def test_a_kueue_that_comes_later_is_heard_of_and_an_old_one_understood(
+    control_plane: ControlPlane, built: Path, waiting: Pipelines, tmp_path: Path
+) -> None:
+    """Without its manager: who it is that writes Workloads does not matter here."""
+    crd = yaml.safe_load((built / "manifests/crd/bases/kueue.x-k8s.io_workloads.yaml").read_text())
     for version in crd["spec"]["versions"]:
         version["served"] = version["name"] == "v1beta1"
     file = tmp_path / "crd.yaml"
     file.write_text(json.dumps(crd))
     control_plane.apply_crds(file)
-    says("job", "is suspended, and waits to be admitted")
-    job = mine.list("jobs", "job")[0]["metadata"]
+    wait_message(waiting, "job", "is suspended, and waits to be admitted")
+    job = waiting.list("jobs", "job")[0]["metadata"]
     owner = {"apiVersion": "batch/v1", "kind": "Job", "name": job["name"], "uid": job["uid"]}
     workload = {
         "apiVersion": "kueue.x-k8s.io/v1beta1",
@@ -72,23 +84,19 @@ def test_a_queue_without_kueue_says_what_to_do_and_an_old_kueue_is_understood(
     }
     waits = {"type": "QuotaReserved", "status": "False", "reason": "Pending", "message": "no quota left in gpus"}
     status = {"conditions": [{**waits, "lastTransitionTime": "2026-01-01T00:00:00Z"}]}
-    mine.kubectl("create", "-f", "-", input=json.dumps(workload))
-    mine.kubectl(
+    waiting.kubectl("create", "-f", "-", input=json.dumps(workload))
+    waiting.kubectl(
         *("patch", "workloads.v1beta1.kueue.x-k8s.io", "job", "--subresource=status", "--type=merge"),
         *("-p", json.dumps({"status": status})),
     )
-    says("job", "no quota left in gpus")
+    wait_message(waiting, "job", "no quota left in gpus")
     control_plane.kubectl("delete", "crd", CRD)
-    says("job", NO_KUEUE)
+    wait_message(waiting, "job", NO_KUEUE)
 
 
 @pytest.fixture(scope="module")
-def queues(control_plane: ControlPlane, ray_crds: None) -> Iterator[None]:
+def queues(control_plane: ControlPlane, ray_crds: None, built: Path) -> Iterator[None]:
     """Kueue manages Jobs and RayJobs that name a queue."""
-    try:
-        find_tools("kueue")
-    except RigError as error:
-        pytest.skip(str(error))
     kueue.install(control_plane)
     process = kueue.start_kueue(control_plane, ("batch/job", "ray.io/rayjob"))
     yield

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -82,6 +83,11 @@ def blind(replica: Operator, team: Pipelines, *kinds: str) -> bool:
     return all(f"{kind} of {team.namespace}: may not be read" in said for kind in kinds)
 
 
+def ready(replica: Operator) -> bool:
+    """Whether a replica serves; until then it is an error to ask."""
+    return replica.page("/readyz") == "ok\n"
+
+
 def metric(replica: Operator, name: str) -> float:
     lines = [line for line in replica.page().splitlines() if line.startswith(name)]
     return max(float(line.split()[-1]) for line in lines)
@@ -109,12 +115,10 @@ def test_a_namespace_that_takes_its_rights_back_stops_only_itself_and_goes_on_la
     revoke(control_plane, closed.namespace)
     control_plane.restart("kube-apiserver")
     for replica in (first, second):
-        control_plane.wait_for(
-            lambda r=replica: blind(r, closed, "camelpipelines", "pods", "jobs"),  # type: ignore[misc]
-            "a replica to see what it may not",
-        )
+        sees = partial(blind, replica, closed, "camelpipelines", "pods", "jobs")
+        control_plane.wait_for(sees, "a replica to see what it may not")
         # For a moment after its start the apiserver knows no rights at all.
-        control_plane.wait_for(lambda r=replica: r.page("/readyz") == "ok\n", "the other namespace")  # type: ignore[misc]
+        control_plane.wait_for(partial(ready, replica), "the other namespace")
     closed.apply(pipeline("new"))
     open_.apply(pipeline("new"))
     open_.wait_phase("new", "Succeeded")

@@ -43,7 +43,8 @@ def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3]:
         yield server
 
 
-def pipeline(steps: int = STEPS) -> CamelPipeline:
+def pipeline(steps: int = STEPS, ppo: dict[str, object] | None = None) -> CamelPipeline:
+    """From rows to figures, with or without PPO between."""
     pretrain = {
         "data": "text", "model": {"config": LLAMA}, "maxLength": 64, "batchSize": 4, "microBatchSize": 4,
         "steps": steps, "checkpoint": {"everySteps": EVERY},
@@ -58,7 +59,8 @@ def pipeline(steps: int = STEPS) -> CamelPipeline:
                     {"name": "tok", "tokenizer": {"data": "text", "vocabSize": 300}},
                     {"name": "base", "needs": ["text", "tok"], "pretrain": pretrain},
                     {"name": "asked", "data": {"source": "s3://team/data/questions.jsonl"}},
-                    {"name": "figures", "needs": ["base", "asked"], "evaluate": FIGURES},
+                    *([{"name": "tuned", "needs": ["base", "asked"], "ppo": ppo}] if ppo else []),
+                    {"name": "figures", "needs": ["tuned"] if ppo else ["base", "asked"], "evaluate": FIGURES},
                 ],
             },
         }
@@ -164,12 +166,7 @@ def test_ppo_goes_on_elsewhere_from_its_round_and_is_measured_beside_what_it_sta
         "promptsPerStep": 4, "evaluationPrompts": 4, "checkpoint": {"everySteps": 2},
         "sampling": {"maxPromptLength": 32, "maxResponseLength": 8},
     }  # fmt: skip
-    document = pipeline(20).wire()
-    stages: list[dict[str, object]] = document["spec"]["stages"]  # type: ignore[index, assignment]
-    *before, figures = stages
-    tuned = {"name": "tuned", "needs": ["base", "asked"], "ppo": ppo}
-    document["spec"]["stages"] = [*before, tuned, {**figures, "needs": ["tuned"]}]  # type: ignore[index]
-    whole = CamelPipeline.model_validate(document)
+    whole = pipeline(20, ppo)
 
     monkeypatch.setenv("CAMEL_RAY_CACHE", str(tmp_path / "1"))
     first = Runner(whole, base_dir=tmp_path)
