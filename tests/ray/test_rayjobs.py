@@ -9,6 +9,7 @@ import json
 import os
 import sys
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import pytest
 import yaml
 
 from jobs import JOBS, SPEC_KEY, config_map_and_rayjob
+from rig.kube import wait_until
 from rig.process import free_ports
 
 STORE_BYTES = 80 * 2**20
@@ -34,12 +36,14 @@ def submit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Submit]:
     from ray.cluster_utils import Cluster
     from ray.job_submission import JobSubmissionClient
 
-    (port,) = free_ports(1)
+    port, agent = free_ports(2)
     head = {"num_cpus": 0, "include_dashboard": True, "dashboard_port": port, "object_store_memory": STORE_BYTES}
+    head["dashboard_agent_listen_port"] = agent  # Ray's own choice is one fixed port, which another Ray here may hold
     cluster = Cluster(initialize_head=True, head_node_args=head)
     for _ in range(2):
         cluster.add_node(num_cpus=1, labels={GROUP: "cpu"}, object_store_memory=STORE_BYTES, wait=False)
     cluster.wait_for_nodes()
+    wait_until(lambda: is_healthy(agent), 180)  # KubeRay submits no job before this probe of the head succeeds, either
     client = JobSubmissionClient(f"http://127.0.0.1:{port}")
 
     def run(pipeline: dict[str, Any]) -> tuple[str, str]:
@@ -53,6 +57,15 @@ def submit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Submit]:
 
     yield run
     cluster.shutdown()
+
+
+def is_healthy(agent: int) -> bool:
+    """Whether the agent of a node, which starts the jobs, answers on its port that the node is healthy."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{agent}/api/local_raylet_healthz", timeout=5) as response:
+            return bool(response.read() == b"success")
+    except OSError:
+        return False
 
 
 def laptop(storage: Path, **base: Any) -> dict[str, Any]:
