@@ -13,7 +13,7 @@ import threading
 import time
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, get_args
+from typing import Any, Protocol, get_args
 
 import orjson
 from pydantic import ValidationError
@@ -39,10 +39,17 @@ _PARSED = 128
 _EVENT_KINDS = ("RayJob", "RayCluster", "Job")
 
 
-class Caches:
-    """All watches of one operator. They call `changed(key)`, from their threads, when a pipeline needs a look."""
+class Changed(Protocol):
+    """Told, from any thread, that a pipeline needs a look."""
 
-    def __init__(self, client: Client, namespaces: Sequence[str | None], changed: Callable[[str], None]) -> None:
+    def __call__(self, key: str, *, first: bool = False) -> None:
+        """`first`: before others, as nobody has looked at it yet."""
+
+
+class Caches:
+    """All watches of one operator. They call `changed` when a pipeline needs a look."""
+
+    def __init__(self, client: Client, namespaces: Sequence[str | None], changed: Changed) -> None:
         self._changed, self._clock, self._namespaces = changed, client.clock, namespaces
         self._lock = threading.Lock()
         self._gone: defaultdict[str, dict[str, tuple[float, Object]]] = defaultdict(dict)
@@ -136,7 +143,7 @@ class Caches:
             if reflector.kind.name == thing["kind"]:
                 reflector.store.put_if_newer(dict(thing))
 
-    def snapshot(self, key: str, settings: Settings, trouble: str) -> Snapshot | None:
+    def snapshot(self, key: str, settings: Settings, trouble: str, taken: str = "") -> Snapshot | None:
         """Everything known of a pipeline; None if there is none, or nothing can be said now of its namespace."""
         namespace, name = key.split("/")
         pipeline = self.pipeline(namespace, name)
@@ -151,6 +158,7 @@ class Caches:
             now=self._clock.now(),
             settings=settings,
             trouble=trouble,
+            taken=taken,
         )
 
     def _attempts(self, key: str, owner: Object) -> tuple[AttemptView, ...]:
@@ -219,7 +227,7 @@ class Caches:
             if phase_of(seen) in TERMINAL or new is None:  # nobody will ask any more
                 with self._lock:
                     self._gone.pop(key_of(seen), None)
-            self._changed(key_of(seen))
+            self._changed(key_of(seen), first=new is not None and not new.get("status"))
 
     def _pod_changed(self, old: Object | None, new: Object | None) -> None:
         if new is None and old is not None:

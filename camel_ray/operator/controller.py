@@ -11,19 +11,21 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from camel_ray.api.status import PipelineStatus, StageStatus
 from camel_ray.operator import logs
 from camel_ray.operator.caches import Caches
 from camel_ray.operator.clock import moment, seconds_since
 from camel_ray.operator.evidence import clean
-from camel_ray.operator.kinds import CAMEL_PIPELINE, CHILDREN, RAY_CLUSTER
+from camel_ray.operator.kinds import CAMEL_PIPELINE, CHILDREN, RAY_CLUSTER, RAY_JOB
 from camel_ray.operator.kube.client import Client
 from camel_ray.operator.kube.errors import AlreadyExists, Conflict, Forbidden, KubeError, NotFound
 from camel_ray.operator.kube.events import EventRecorder
-from camel_ray.operator.kube.kinds import POD
+from camel_ray.operator.kube.kinds import JOB, POD
 from camel_ray.operator.kube.queue import WorkQueue
 from camel_ray.operator.metrics import Metrics
 from camel_ray.operator.model import Create, Delete, Plan, Settings, Snapshot
@@ -35,8 +37,13 @@ MINOR_SECONDS = 3.0
 """Shortest time between two status writes that only tell more words: most waits end before they are worth a write."""
 NEXT_SECONDS = 0.5
 """How soon to look again after a status write: what a decision leads to may be the next decision."""
-MADE_SECONDS = 60.0
+ECHO_SECONDS = 60.0
 """How long a creation is remembered while its echo is on the way."""
+SHARED_SECONDS = 600.0
+"""The same for what no watch brings, and all attempts share: if somebody deletes it meanwhile, it comes again with the
+attempt after that.
+"""
+_WATCHED = (JOB.name, RAY_JOB.name)
 _UNKNOWN_KIND = "cannot find RESTMapping"
 """The admission plugin OwnerReferencesPermissionEnforcement says so for up to half a minute after a kind was installed:
 a first pipeline should not wait longer than that, as it would with the growing delays of other refusals."""
@@ -47,13 +54,23 @@ class NotYet(Exception):
 
 
 class NameTaken(NotYet):
-    """Somebody else's object has the name of one of ours, and may stay for ever: the user has to know."""
+    """Somebody else's object has the name of one of ours: the user has to know. `name`: it, if it may stay for ever."""
+
+    def __init__(self, words: str, name: str) -> None:
+        super().__init__(words)
+        self.name = name
 
 
-@dataclass
+@dataclass(frozen=True)
+class _Trouble:
+    words: str = ""
+    taken: str = ""
+
+
+@dataclass(frozen=True)
 class _Made:
     owner: str
-    at: float
+    until: float
 
 
 class Controller:
@@ -75,8 +92,10 @@ class Controller:
         self._recorder, self._metrics, self._settings = recorder, metrics, settings
         self._leads = leads
         self._lock = threading.Lock()
-        self._made: dict[tuple[str, str, str], _Made] = {}
-        self._troubles: dict[str, str] = {}
+        self._made: OrderedDict[tuple[str, str, str], _Made] = OrderedDict()
+        self._shared: OrderedDict[tuple[str, str, str], _Made] = OrderedDict()
+        """What was created by kind, namespace and name, the oldest first: what a watch brings, and what none does."""
+        self._troubles: dict[str, _Trouble] = {}
         self._written: dict[str, float] = {}
         self._threads = [
             threading.Thread(target=self._work, name=f"reconcile-{i}", daemon=True) for i in range(workers)
@@ -132,8 +151,8 @@ class Controller:
     def reconcile_once(self, key: str) -> float | None:
         """Bring one pipeline a step further; returns when to look again, in seconds. Raises KubeError, NotYet."""
         with self._lock:
-            trouble = self._troubles.get(key, "")
-        snapshot = self._caches.snapshot(key, self._settings(), trouble)
+            trouble = self._troubles.get(key, _Trouble())
+        snapshot = self._caches.snapshot(key, self._settings(), trouble.words, trouble.taken)
         if snapshot is None:
             self._forget(key)
             return None
@@ -162,12 +181,13 @@ class Controller:
 
     def _verify(self, snapshot: Snapshot, plan: Plan) -> None:
         """Ask the API itself for what the plan takes for gone: caches may lag behind. Raises NotYet if it is not."""
+        metadata = snapshot.object["metadata"]
         for claim in plan.gone:
             try:
-                there = self._client.get(CHILDREN[claim.kind], claim.name, snapshot.object["metadata"]["namespace"])
+                there = self._client.get(CHILDREN[claim.kind], claim.name, metadata["namespace"])
             except NotFound:
                 continue
-            if claim.uid in (None, there["metadata"]["uid"]):
+            if claim.uid == there["metadata"]["uid"] or (claim.uid is None and metadata["uid"] in _owners(there)):
                 raise NotYet(f"{claim.kind} {claim.name} is not gone; the cache lags behind")
 
     def _write(
@@ -210,7 +230,7 @@ class Controller:
             self._create(operation, metadata["namespace"], metadata["uid"])
         except NameTaken as taken:
             with self._lock:
-                self._troubles[key] = str(taken)
+                self._troubles[key] = _Trouble(str(taken), taken.name)
             raise
         except (Conflict, NotYet):
             raise
@@ -218,7 +238,7 @@ class Controller:
             missing = isinstance(error, NotFound) and operation.manifest["kind"] == "RayJob"
             words = "KubeRay is not installed; install it, or set cluster.executor to Job" if missing else clean(error)
             with self._lock:
-                self._troubles[key] = words
+                self._troubles[key] = _Trouble(words)
             if isinstance(error, Forbidden) and _UNKNOWN_KIND in error.message:
                 raise NotYet(words) from error
             raise
@@ -228,15 +248,14 @@ class Controller:
         if isinstance(operation, Delete):
             return False
         metadata = snapshot.object["metadata"]
-        manifest = operation.manifest
+        place = _place(operation.manifest, metadata["namespace"])
         with self._lock:
-            made = self._made.get((manifest["kind"], metadata["namespace"], manifest["metadata"]["name"]))
-        return made is not None and made.owner == metadata["uid"] and time.monotonic() - made.at < MADE_SECONDS
+            made = self._made.get(place) or self._shared.get(place)
+        return made is not None and made.owner == metadata["uid"] and time.monotonic() < made.until
 
     def _create(self, operation: Create, namespace: str, owner: str) -> None:
         manifest = operation.manifest
         name = manifest["metadata"]["name"]
-        place = (manifest["kind"], namespace, name)
         if operation.unless:
             self._wait_for_quiet(namespace, operation.unless)
         kind = CHILDREN[manifest["kind"]]
@@ -244,21 +263,34 @@ class Controller:
             self._caches.put(self._client.create(kind, manifest))
         except AlreadyExists:
             there = self._client.get(kind, name, namespace)
-            owners = [reference["uid"] for reference in there["metadata"].get("ownerReferences", ())]
+            owners = _owners(there)
             if owner not in owners:
-                raise NameTaken(f"{manifest['kind']} {name} belongs to somebody else; it has to go first") from None
+                words = f"{manifest['kind']} {name} belongs to somebody else; it has to go first"
+                # What a deleted pipeline of the same name has left behind goes by itself.
+                leaves = "deletionTimestamp" in there["metadata"] or set(_owners(manifest).values()) & set(
+                    owners.values()
+                )
+                raise NameTaken(words, "" if leaves else name) from None
             if "deletionTimestamp" in there["metadata"]:
                 raise NotYet(f"{manifest['kind']} {name} is being deleted") from None
         else:
             log.info("created %s %s", manifest["kind"], name)
+        self._remember(_place(manifest, namespace), owner)
+
+    def _remember(self, place: tuple[str, str, str], owner: str) -> None:
+        seconds, memory = (ECHO_SECONDS, self._made) if place[0] in _WATCHED else (SHARED_SECONDS, self._shared)
+        now = time.monotonic()
         with self._lock:
-            self._made[place] = _Made(owner, time.monotonic())
-            for stale in [p for p, m in self._made.items() if time.monotonic() - m.at > MADE_SECONDS]:
-                del self._made[stale]
+            memory[place] = _Made(owner, now + seconds)
+            memory.move_to_end(place)
+            while next(iter(memory.values())).until < now:
+                memory.popitem(last=False)
 
     def _delete(self, operation: Delete, namespace: str, owner: str) -> None:
+        place = (operation.kind, namespace, operation.name)
         with self._lock:
-            self._made.pop((operation.kind, namespace, operation.name), None)
+            self._made.pop(place, None)
+            self._shared.pop(place, None)
         kind, uid = CHILDREN[operation.kind], operation.uid
         if uid is None:
             # Users choose the names of pipelines, and so our names: somebody else's object must not go by one.
@@ -266,7 +298,7 @@ class Controller:
                 there = self._client.get(kind, operation.name, namespace)
             except NotFound:
                 return
-            if owner not in [reference["uid"] for reference in there["metadata"].get("ownerReferences", ())]:
+            if owner not in _owners(there):
                 return
             uid = there["metadata"]["uid"]
         self._client.delete(kind, operation.name, namespace, uid=uid)
@@ -311,6 +343,15 @@ class Controller:
         with self._lock:
             self._troubles.pop(key, None)
             self._written.pop(key, None)
+
+
+def _place(manifest: Mapping[str, Any], namespace: str) -> tuple[str, str, str]:
+    return manifest["kind"], namespace, manifest["metadata"]["name"]
+
+
+def _owners(thing: Mapping[str, Any]) -> dict[str, str]:
+    """Uids and names of its owners."""
+    return {reference["uid"]: reference["name"] for reference in thing["metadata"].get("ownerReferences", ())}
 
 
 def _weight(status: PipelineStatus) -> tuple[object, ...]:

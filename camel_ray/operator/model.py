@@ -115,6 +115,8 @@ class Snapshot:
     settings: Settings
     trouble: str = ""
     """What the API server said when something of this pipeline could not be created; empty if nothing was refused."""
+    taken: str = ""
+    """The name that could not be used, if that was because it belongs to somebody who may keep it."""
 
 
 @dataclass(frozen=True)

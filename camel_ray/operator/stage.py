@@ -180,6 +180,8 @@ def _not_seen(work: Work, stage: Stage, status: StageStatus, current: AttemptSta
     """Decided, and not seen yet: the creation failed, is under way, or its echo has not arrived. Once more is
     harmless.
     """
+    if current.name == work.snapshot.taken:
+        return _under_another_name(work, stage, status, current)
     trouble = work.snapshot.trouble
     assert work.snapshot.pipeline is not None
     limit = work.snapshot.pipeline.spec.cluster.start_timeout_seconds
@@ -197,6 +199,18 @@ def _not_seen(work: Work, stage: Stage, status: StageStatus, current: AttemptSta
     return (
         _changed(status, message=f"cannot create {current.executor} {current.name}: {trouble}") if trouble else status
     )
+
+
+def _under_another_name(work: Work, stage: Stage, status: StageStatus, current: AttemptStatus) -> StageStatus:
+    """Take the next number: pipeline `a-b` with a stage `c` has the names of pipeline `a` with a stage `b-c`."""
+    _remove_budget(work, stage, current)
+    number = status.attempts + 1
+    name = attempt_name(work.snapshot.object["metadata"]["name"], stage.name, number)
+    words = f"stage '{stage.name}': the name {current.name} belongs to somebody else; attempt {number} is {name}"
+    work.notes.append(Note("Warning", "NameTaken", words))
+    current = _changed(current, number=number, name=name, created=stamp(work.now))
+    _create(work, stage, current, fresh=status.fresh, alone=True)
+    return _changed(status, message=f"creates {current.executor} {name}", attempts=number, current=current)
 
 
 def _overdue(work: Work, stage: Stage, current: AttemptStatus, seen: Observation) -> Observation | None:

@@ -194,6 +194,18 @@ def test_a_stage_is_run_again_from_nothing_with_what_follows(pipelines: Pipeline
     assert environment[0]["CAMEL_RAY_FRESH"] == "1"
 
 
+def test_pipelines_whose_attempts_would_have_one_name_both_run(pipelines: Pipelines) -> None:
+    one = pipeline("llama", {"name": "sft-lora", "data": {"source": "/data/rows.jsonl"}}, cluster={"executor": "Job"})
+    other = pipeline("llama-sft", {"name": "lora", "data": {"source": "/data/rows.jsonl"}}, cluster={"executor": "Job"})
+    pipelines.apply(one)
+    assert pipelines.wait_phase("llama", "Succeeded")["attempts"] == 1
+    pipelines.apply(other)
+    status = pipelines.wait_phase("llama-sft", "Succeeded")
+    assert [attempt["name"] for attempt in status["stages"][0]["history"]] == ["llama-sft-lora-2"]
+    assert [job["metadata"]["name"] for job in pipelines.list("jobs", "llama")] == ["llama-sft-lora-1"]
+    assert "NameTaken" in [reason for reason, _ in pipelines.events("llama-sft")]
+
+
 def test_deleting_a_pipeline_takes_its_children_with_it(pipelines: Pipelines, kuberay: KubeRay) -> None:
     kuberay.rule("gone-a-1", namespace=pipelines.namespace, seconds=300)
     pipelines.apply(pipeline("gone", cluster=RAYJOB))

@@ -241,10 +241,11 @@ def test_the_name_of_a_pipeline_gives_no_hold_on_what_others_have_made(pipelines
     stage = {"name": "all", "group": "more", "data": {"source": "/data/rows.jsonl"}}
     cluster = {"executor": "RayJob", "groups": [{"name": "more", "replicas": 1}]}
     apply(pipelines, pipeline("deny", stage, cluster=cluster))
-    taken = (
-        "cannot create RayJob deny-all-1: PodDisruptionBudget deny-all-1 belongs to somebody else; it has to go first"
+    pipelines.wait(
+        lambda: pipelines.stage("deny", "all").get("current", {}).get("name") == "deny-all-2", "another name"
     )
-    pipelines.wait(lambda: pipelines.stage("deny", "all").get("message") == taken, "the user to be told")
+    told = "stage 'all': the name deny-all-1 belongs to somebody else; attempt 2 is deny-all-2"
+    pipelines.wait(lambda: ("NameTaken", told) in pipelines.events("deny"), "the user to be told")
     pipelines.kubectl("annotate", f"--as={USER}", "camel", "deny", "camel-ray.dev/request=cancel - 1")
     pipelines.wait_phase("deny", "Cancelled")
     pipelines.kubectl("delete", f"--as={USER}", "camel", "deny")

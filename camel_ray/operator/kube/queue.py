@@ -1,7 +1,8 @@
 """The work queue between what changes and who reconciles: each key waits once, and never runs twice at a time.
 
 The same promises as client-go's: a key added many times is handed out once; one added while it is worked on comes
-again when that is done; failures come back after a delay that doubles.
+again when that is done; failures come back after a delay that doubles. Beside them there is a short cut for what nobody
+has looked at yet, as controller-runtime's priority queue has one.
 """
 
 from __future__ import annotations
@@ -12,6 +13,9 @@ import threading
 import time
 from collections import deque
 from typing import Protocol
+
+SHORT_CUTS = 3
+"""How many keys in a row may come before those that wait for longer."""
 
 
 class QueueMetrics(Protocol):
@@ -52,6 +56,10 @@ class WorkQueue:
         self._sooner = threading.Condition(lock)
         """A delayed key is due before all others."""
         self._ready: deque[str] = deque()
+        self._first: deque[str] = deque()
+        """Keys that are handed out before the ready ones, for the most part."""
+        self._passed = 0
+        """Keys of `_first` that were handed out since the last one of `_ready`."""
         self._dirty: dict[str, float] = {}
         """Keys that want work, since when: the ready ones, and those that are worked on and changed meanwhile."""
         self._working: dict[str, float] = {}
@@ -64,10 +72,14 @@ class WorkQueue:
         self._timer = threading.Thread(target=self._keep_time, name="queue-timer", daemon=True)
         self._timer.start()
 
-    def add(self, key: str) -> None:
-        """The key wants work now. Ignored after `shut_down`."""
+    def add(self, key: str, *, first: bool = False) -> None:
+        """The key wants work now. Ignored after `shut_down`.
+
+        With `first` it comes before the keys that wait, unless it waits or is worked on already. One key of the others
+        is handed out after every `SHORT_CUTS`, so that they go on under any load.
+        """
         with self._changed:
-            self._add(key, time.monotonic())
+            self._add(key, time.monotonic(), first)
 
     def add_after(self, key: str, seconds: float) -> None:
         """The key wants work in a while, or sooner if it has a sooner date already."""
@@ -96,9 +108,10 @@ class WorkQueue:
     def get(self, timeout: float | None = None) -> str | None:
         """The next key, the caller's own until `done`. None after `timeout` seconds, or at the end (`shut_down`)."""
         with self._changed:
-            if not self._changed.wait_for(lambda: self._ready or self._shut, timeout) or not self._ready:
+            self._changed.wait_for(lambda: len(self) or self._shut, timeout)
+            if not len(self):
                 return None
-            key = self._ready.popleft()
+            key = self._next()
             since, now = self._dirty.pop(key), time.monotonic()
             self._working[key] = now
             if self._metrics:
@@ -127,21 +140,28 @@ class WorkQueue:
 
     def __len__(self) -> int:
         """Keys that wait to be handed out, without the delayed ones."""
-        return len(self._ready)
+        return len(self._ready) + len(self._first)
 
     def longest_work_seconds(self) -> float:
         """How long the key that is worked on for the longest has been; 0 if none is."""
         with self._changed:
             return time.monotonic() - min(self._working.values()) if self._working else 0.0
 
-    def _add(self, key: str, since: float) -> None:
+    def _next(self) -> str:
+        if self._first and (self._passed < SHORT_CUTS or not self._ready):
+            self._passed += 1
+            return self._first.popleft()
+        self._passed = 0
+        return self._ready.popleft()
+
+    def _add(self, key: str, since: float, first: bool = False) -> None:
         if self._shut or key in self._dirty:
             return
         self._dirty[key] = since
         if self._metrics:
             self._metrics.added()
         if key not in self._working:
-            self._ready.append(key)
+            (self._first if first else self._ready).append(key)
             self._changed.notify()
 
     def _add_after(self, key: str, seconds: float) -> None:

@@ -322,6 +322,19 @@ def test_an_executor_that_is_changed_while_nothing_could_be_created_counts_for_t
     assert plan.gone == (Delete("RayJob", "p-rows-1"),)
 
 
+def test_an_attempt_whose_name_is_taken_gets_the_next_number() -> None:
+    waiting = running(phase="Starting", uid=None, admitted=None, submitted=None, running=None, created=stamp(NOW))
+    refused = replace(snapshot(waiting), trouble="RayJob p-rows-1 belongs to somebody else", taken="p-rows-1")
+    plan = reconcile(refused)
+    current = first(plan).current
+    assert current is not None and (current.number, current.name, current.uid) == (2, "p-rows-2", None)
+    assert (first(plan).phase, first(plan).attempts, first(plan).failures) == ("Starting", 2, 0)
+    assert created(plan)[-1] == ("RayJob", "p-rows-2")
+    assert [note.reason for note in plan.notes] == ["NameTaken"]
+    again = reconcile(replace(refused, object={**refused.object, "status": plan.status.wire()}))
+    assert (first(again).current, again.notes) == (current, ())
+
+
 def test_a_stage_does_not_wait_for_the_pods_of_one_that_is_done() -> None:
     done = stage(phase="Succeeded", attempts=1, started=stamp(NOW))
     cluster: Obj = {"metadata": {"name": "p-rows-1-abcde"}}

@@ -9,7 +9,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from camel_ray.operator.kube.queue import WorkQueue
+from camel_ray.operator.kube.queue import SHORT_CUTS, WorkQueue
 
 KEYS = st.sampled_from(["a", "b", "c"])
 
@@ -21,25 +21,32 @@ class QueueMachine(RuleBasedStateMachine):
         super().__init__()
         self.queue = WorkQueue()
         self.waiting: list[str] = []
+        self.first: list[str] = []
+        self.passed = 0
         self.working: set[str] = set()
         self.again: list[str] = []
         self.shut = False
 
-    @rule(key=KEYS)
-    def add(self, key: str) -> None:
-        self.queue.add(key)
+    @rule(key=KEYS, first=st.booleans())
+    def add(self, key: str, first: bool) -> None:
+        self.queue.add(key, first=first)
         if self.shut:
             return
         if key in self.working:
             if key not in self.again:
                 self.again.append(key)
-        elif key not in self.waiting:
-            self.waiting.append(key)
+        elif key not in self.waiting + self.first:
+            (self.first if first else self.waiting).append(key)
 
     @rule()
     def get(self) -> None:
         key = self.queue.get(timeout=0)
-        assert key == (self.waiting.pop(0) if self.waiting else None)
+        if self.first and not (self.waiting and self.passed == SHORT_CUTS):
+            self.passed = min(self.passed + 1, SHORT_CUTS)
+            assert key == self.first.pop(0)
+        else:
+            self.passed = 0 if self.waiting else self.passed
+            assert key == (self.waiting.pop(0) if self.waiting else None)
         if key is not None:
             assert key not in self.working
             self.working.add(key)
@@ -61,7 +68,7 @@ class QueueMachine(RuleBasedStateMachine):
 
     @invariant()
     def lengths_agree(self) -> None:
-        assert len(self.queue) == len(self.waiting)
+        assert len(self.queue) == len(self.waiting) + len(self.first)
 
     def teardown(self) -> None:
         self.queue.shut_down()
@@ -69,6 +76,21 @@ class QueueMachine(RuleBasedStateMachine):
 
 QueueMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
 TestQueue = QueueMachine.TestCase
+
+
+def test_new_keys_pass_those_that_wait_which_go_on_all_the_same() -> None:
+    queue = WorkQueue()
+    for number in range(3):
+        queue.add(f"old {number}")
+    for number in range(8):
+        queue.add(f"new {number}", first=True)
+    queue.add("old 0", first=True)
+    order = [queue.get() or "" for _ in range(11)]
+    assert [key.partition(" ")[0] for key in order] == ["new"] * 3 + ["old"] + ["new"] * 3 + ["old"] + ["new"] * 2 + [
+        "old"
+    ]
+    assert sorted(order) == sorted({*order})
+    queue.shut_down()
 
 
 def test_no_key_is_lost_and_none_is_worked_on_twice_at_a_time() -> None:
