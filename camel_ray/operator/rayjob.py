@@ -43,6 +43,15 @@ _HEAD_DRAIN_SECONDS = 10
 """Nothing on the head can be moved elsewhere, so it does not wait out its grace period."""
 _SUBMITTER_GRACE_SECONDS = 5
 """The submitter ignores SIGTERM and would use all of the usual 30 s."""
+_READINESS: Mapping[str, Any] = {
+    "httpGet": {"path": "/api/healthz", "port": 52365},  # Ray's agent; on the head it asks the GCS, too
+    "initialDelaySeconds": 1,
+    "periodSeconds": 2,
+    "timeoutSeconds": 5,
+    "failureThreshold": 25,
+}
+"""KubeRay's own probe with its patience of 50 s, but soon and often: KubeRay first asks after 10 s and then every 5, of
+the head and then of the workers, and nothing is submitted before the last of them has answered."""
 _AUTOSCALER_TMP: Mapping[str, Any] = {"name": "autoscaler-tmp", "emptyDir": {}}
 _API_ACCESS = "api-access"
 _API_DIRECTORY = "/var/run/secrets/kubernetes.io/serviceaccount"
@@ -91,6 +100,7 @@ def _head(attempt: Attempt, *, works: bool, autoscaled: bool) -> dict[str, Any]:
     """The head. It runs the driver and, only where there are no worker groups, also the work (`works`)."""
     machine = attempt.pipeline.spec.cluster.head
     head, volumes = container(attempt, HEAD_CONTAINER, own_env=_HEAD_ENV, machine=machine, drives=True)
+    head["readinessProbe"] = dict(_READINESS)
     if autoscaled:
         volumes += [dict(_AUTOSCALER_TMP), _api_access()]
     return {
@@ -109,6 +119,7 @@ def _group(attempt: Attempt, group: UsedGroup) -> dict[str, Any]:
         machine=group.spec,
         drives=False,
     )
+    worker["readinessProbe"] = dict(_READINESS)
     return {
         "groupName": group.spec.name,
         "replicas": group.least,

@@ -73,6 +73,15 @@ def test_the_submitter_is_small_and_ends_fast() -> None:
     }
 
 
+def test_ray_pods_are_asked_soon_and_often_whether_they_are_ready() -> None:
+    manifest = ray(rayjob({"groups": [GPU]}))
+    for group in (manifest["headGroupSpec"], *manifest["workerGroupSpecs"]):
+        probe = group["template"]["spec"]["containers"][0]["readinessProbe"]
+        assert probe["httpGet"] == {"path": "/api/healthz", "port": 52365}
+        assert probe["initialDelaySeconds"] < 10 and probe["periodSeconds"] < 5  # what KubeRay would write
+        assert probe["periodSeconds"] * probe["failureThreshold"] == 50  # its patience with a busy node
+
+
 def test_a_head_beside_workers_takes_no_work_and_one_alone_takes_all() -> None:
     beside, alone = rayjob({"groups": [GPU]}), rayjob()
     assert ray(beside)["headGroupSpec"]["rayStartParams"] == {"num-cpus": "0"}
