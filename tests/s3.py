@@ -22,8 +22,10 @@ from werkzeug.serving import make_server
 
 KEY, SECRET = "AKIAOFTHETESTS000000", "the-secret-of-the-tests-0123456789abcdef"
 BUCKET = "team"
-Fail = Callable[[str, str], int | None]
-"""Of method and path: the status to answer with, 0 to break the connection off, None to serve the request."""
+Fail = Callable[[str, str], int | str | None]
+"""Of method and path: the status to answer with, S3's word for what is wrong with a request (`ExpiredToken`), 0 to
+break the connection off, None to serve the request.
+"""
 
 
 class _Quiet(MotoRequestHandler):
@@ -80,8 +82,11 @@ class S3:
         if status == 0:
             environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
             raise ConnectionResetError
-        start_response(f"{status} Trouble", [("Content-Type", "text/plain")])
-        return [b"trouble"]
+        body = b"trouble"
+        if isinstance(status, str):
+            body, status = f"<Error><Code>{status}</Code><Message>{status}</Message></Error>".encode(), 400
+        start_response(f"{status} Trouble", [("Content-Type", "application/xml"), ("Content-Length", str(len(body)))])
+        return [] if method == "HEAD" else [body]
 
 
 @contextmanager

@@ -188,8 +188,8 @@ class StageStatus(Status):
     """When the next attempt begins (phase Backoff)."""
     spec: str = ""
     """Digest of what its last attempt was told to do: a failed stage runs again when that changes."""
-    fresh: bool = False
-    """Its next attempt starts from nothing instead of from what storage holds (after `retry STAGE`)."""
+    fresh_from: int = 0
+    """The attempt from which on nothing counts that storage held before (after `retry STAGE`); 0: all counts."""
     current: AttemptStatus | None = None
     """The attempt that is not over."""
     history: list[EndedAttempt] = Field(default_factory=list)

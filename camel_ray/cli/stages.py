@@ -37,7 +37,10 @@ def stages(file: PipelineFile, storage: StorageOption = None, debug: DebugOption
     with training_libraries():
         from camel_ray.runtime.runner import Runner
 
-    plans = Runner(pipeline, base_dir=base_dir, storage=storage).plan()
+    runner = Runner(pipeline, base_dir=base_dir, storage=storage)
+    if runner.storage.is_remote:
+        runner.storage.open()
+    plans = runner.plan()
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("STAGE", "KIND", "STATE", "WHY", "WHEN", "ARTIFACT"):
         table.add_column(column, overflow="fold")

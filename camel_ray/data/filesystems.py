@@ -105,6 +105,13 @@ def trouble(
         )
     if isinstance(error, FileNotFoundError):
         return permanent(f"{field}: {uri} does not exist ({why}); create the bucket, or correct the name")
+    if code == "400" and _asked_for_the_head(error):
+        # To other requests S3 says ExpiredToken. Whoever gives out such tokens gives out the next one, and what else
+        # 400 may mean is told by a listing, with which a run begins.
+        return StorageUnavailable(
+            f"{uri} cannot be reached ({why} without a reason: most likely the session token of the credentials has "
+            "expired); run again with a new one, work is kept"
+        )
     if code in _WRONG_CODES or type(error).__name__ == "ParamValidationError":
         return permanent(f"{field}: {uri} refuses the request ({why}); check the name, the region and the endpoint")
     return StorageUnavailable(f"{uri} cannot be reached ({why}); run again when it can, work is kept")
@@ -126,6 +133,11 @@ def _code(error: BaseException) -> str:
         if (code := getattr(found, "code", None)) is not None:
             return str(code)
     return "403" if str(error).startswith("Forbidden") else ""
+
+
+def _asked_for_the_head(error: BaseException) -> bool:
+    """Whether an S3 error is the answer to HEAD, which has no body: its code is no more than the status of HTTP."""
+    return any(str(getattr(e, "operation_name", "")).startswith("Head") for e in (error, error.__cause__))
 
 
 def _reason(error: Exception) -> str:

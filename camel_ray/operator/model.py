@@ -52,8 +52,8 @@ class Attempt:
     stage: Stage
     number: int
     settings: Settings
-    fresh: bool = False
-    """Start from nothing: what storage holds of the stage is not used (`CAMEL_RAY_FRESH=1`)."""
+    fresh_from: int = 0
+    """The attempt from which on nothing counts that storage held before (`CAMEL_RAY_FRESH`); 0: all counts."""
 
 
 @dataclass(frozen=True)

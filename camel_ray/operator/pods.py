@@ -256,8 +256,8 @@ def _contract(attempt: Attempt) -> dict[str, str]:
         # Ray Train gives its workers a minute by default, less than a node needs to be there
         "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(attempt.pipeline.spec.cluster.start_timeout_seconds),
     }
-    if attempt.fresh:
-        env["CAMEL_RAY_FRESH"] = "1"
+    if attempt.fresh_from:
+        env["CAMEL_RAY_FRESH"] = str(attempt.fresh_from)
     if settings.progress_url:
         env["KUBEFLOW_TRAINER_SERVER_URL"] = (
             f"{settings.progress_url.rstrip('/')}/v1/namespaces/{attempt.namespace}/pipelines/{pipeline}"

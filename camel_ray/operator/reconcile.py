@@ -141,8 +141,8 @@ def _cancel(work: Work, stages: list[StageStatus]) -> None:
 def _asked_again(work: Work, stage: StageStatus) -> StageStatus:
     if stage.current:
         current = stage.current.model_copy(update={"stop": "retry", "stop_requested": stamp(work.now)})
-        return stage.model_copy(update={"current": current, "fresh": True})
-    return reset(stage, fresh=True)
+        return stage.model_copy(update={"current": current, "fresh_from": stage.attempts + 1})
+    return reset(stage, fresh_from=stage.attempts + 1)
 
 
 def _mend(work: Work, stages: list[StageStatus]) -> None:

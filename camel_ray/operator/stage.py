@@ -123,7 +123,7 @@ def begin(work: Work, stage: Stage, status: StageStatus) -> StageStatus:
     assert work.snapshot.pipeline is not None
     executor = work.snapshot.pipeline.spec.cluster.executor
     current = AttemptStatus(number=number, name=name, executor=executor, created=stamp(work.now))
-    _create(work, stage, current, fresh=status.fresh, alone=number > 1)
+    _create(work, stage, current, status.fresh_from, alone=number > 1)
     work.notes.append(Note("Normal", "AttemptStarted", f"stage '{stage.name}': attempt {number} is {executor} {name}"))
     return _changed(
         status,
@@ -194,7 +194,7 @@ def _not_seen(work: Work, stage: Stage, status: StageStatus, current: AttemptSta
         work.gone.append(Delete(current.executor, current.name))
         current = _changed(current, executor=wanted)
         status = _changed(status, current=current)
-    _create(work, stage, current, fresh=status.fresh, alone=True)
+    _create(work, stage, current, status.fresh_from, alone=True)
     work.wake_in(5.0)
     return (
         _changed(status, message=f"cannot create {current.executor} {current.name}: {trouble}") if trouble else status
@@ -209,7 +209,7 @@ def _under_another_name(work: Work, stage: Stage, status: StageStatus, current: 
     words = f"stage '{stage.name}': the name {current.name} belongs to somebody else; attempt {number} is {name}"
     work.notes.append(Note("Warning", "NameTaken", words))
     current = _changed(current, number=number, name=name, created=stamp(work.now))
-    _create(work, stage, current, fresh=status.fresh, alone=True)
+    _create(work, stage, current, status.fresh_from, alone=True)
     return _changed(status, message=f"creates {current.executor} {name}", attempts=number, current=current)
 
 
@@ -293,8 +293,6 @@ def _end(work: Work, stage: Stage, status: StageStatus, current: AttemptStatus, 
         current=None,
         history=[*status.history, ended][-HISTORY:],
         result=seen.result or status.result,
-        # An attempt that ran has begun anew; one that a new request for it ended has not.
-        fresh=status.fresh and (current.running is None or current.stop == "retry"),
         message=words,
     )
     _remove_budget(work, stage, current)
@@ -342,7 +340,7 @@ def _again(work: Work, stage: Stage, status: StageStatus, wait: float) -> StageS
     return _changed(status, phase="Backoff", message=words, retry=stamp(at + timedelta(microseconds=999_999)))
 
 
-def reset(status: StageStatus, *, fresh: bool = False) -> StageStatus:
+def reset(status: StageStatus, *, fresh_from: int = 0) -> StageStatus:
     """The stage as if it had not run. Its counter of attempts goes on: names of attempts are never used twice."""
     return StageStatus(
         name=status.name,
@@ -350,18 +348,18 @@ def reset(status: StageStatus, *, fresh: bool = False) -> StageStatus:
         attempts=status.attempts,
         preemptions=status.preemptions,
         history=status.history,
-        fresh=fresh or status.fresh,
+        fresh_from=fresh_from or status.fresh_from,
     )
 
 
 def _remove_budget(work: Work, stage: Stage, current: AttemptStatus) -> None:
     """Its pods are on their way out; budgets that stayed would be more with each attempt."""
-    if budget := budget_for(_attempt(work, stage, current, fresh=False)):
+    if budget := budget_for(_attempt(work, stage, current)):
         work.operations.append(Delete(budget["kind"], budget["metadata"]["name"]))
 
 
-def _create(work: Work, stage: Stage, current: AttemptStatus, *, fresh: bool, alone: bool) -> None:
-    attempt = _attempt(work, stage, current, fresh=fresh)
+def _create(work: Work, stage: Stage, current: AttemptStatus, fresh_from: int, *, alone: bool) -> None:
+    attempt = _attempt(work, stage, current, fresh_from)
     pipeline = work.snapshot.object["metadata"]["name"]
     unless = f"{MANAGED_BY}={MANAGER},{PIPELINE}={pipeline},{STAGE}={stage.name}" if alone else ""
     *others, main = children_for(attempt)
@@ -369,7 +367,7 @@ def _create(work: Work, stage: Stage, current: AttemptStatus, *, fresh: bool, al
     work.operations.append(Create(main, unless))
 
 
-def _attempt(work: Work, stage: Stage, current: AttemptStatus, *, fresh: bool) -> Attempt:
+def _attempt(work: Work, stage: Stage, current: AttemptStatus, fresh_from: int = 0) -> Attempt:
     metadata, pipeline = work.snapshot.object["metadata"], work.snapshot.pipeline
     assert pipeline is not None
     return Attempt(
@@ -379,7 +377,7 @@ def _attempt(work: Work, stage: Stage, current: AttemptStatus, *, fresh: bool) -
         stage=stage,
         number=current.number,
         settings=work.snapshot.settings,
-        fresh=fresh,
+        fresh_from=fresh_from,
     )
 
 

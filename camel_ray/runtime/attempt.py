@@ -60,8 +60,13 @@ class Assignment:
     stage: str
     number: int
     """1 for the stage's first attempt, as the operator counts."""
-    fresh: bool = False
-    """Forget what storage holds of the stage first (`CAMEL_RAY_FRESH=1`)."""
+    fresh_from: int = 0
+    """The attempt from which on nothing counts that storage held before (`CAMEL_RAY_FRESH`). The first one that gets to
+    it forgets that; it continues with what it has made itself when its pods are replaced or its queue took it back, and
+    so do those after it. 0: all counts.
+    """
+    pipeline_uid: str = ""
+    """Of the object on the cluster: a later pipeline of the same name numbers its attempts from 1 again."""
 
     @classmethod
     def of(cls, environment: Mapping[str, str]) -> Assignment:
@@ -73,8 +78,11 @@ class Assignment:
         file, stage, number = (environment[name] for name in names)
         if not re.fullmatch(r"[1-9]\d{0,8}", number):
             raise SpecError(f"CAMEL_RAY_ATTEMPT is '{number}', not a number from 1; only the operator sets it")
-        pipeline = load_pipeline(file)
-        return cls(pipeline, stage, int(number), environment.get("CAMEL_RAY_FRESH") == "1")
+        fresh_from = environment.get("CAMEL_RAY_FRESH", "0")
+        if not re.fullmatch(r"\d{1,9}", fresh_from):
+            raise SpecError(f"CAMEL_RAY_FRESH is '{fresh_from}', not a number; only the operator sets it")
+        uid = environment.get("CAMEL_RAY_PIPELINE_UID", "")
+        return cls(load_pipeline(file), stage, int(number), fresh_from=int(fresh_from), pipeline_uid=uid)
 
 
 @dataclass(frozen=True)
@@ -210,7 +218,8 @@ def _run(assignment: Assignment, signals: StopSignals, log: AttemptLog) -> Resul
         base_dir=Path.cwd(),
         listener=log,
         only=assignment.stage,
-        fresh=assignment.fresh,
+        fresh=assignment.fresh_from > 0,
+        fresh_for=f"{assignment.pipeline_uid}/{assignment.fresh_from}" if assignment.fresh_from else "",
         accept_done=True,
         lock_seconds=_LOCK_SECONDS,
     )

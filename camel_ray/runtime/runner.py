@@ -8,22 +8,20 @@ behind in the process is that stage's to clean up (docs/decisions/0003).
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import hashlib
 import json
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Protocol, TextIO
+from typing import Any, Literal, Protocol
 
 from camel_ray.api.graph import direct_needs, looked_at, newest, upstream
 from camel_ray.api.pipeline import CamelPipeline, Stage
-from camel_ray.errors import CamelError, Preempted, SpecError, Stopped, StorageUnavailable
-from camel_ray.manifest import disk_errors, write_atomically
+from camel_ray.errors import CamelError, Preempted, SpecError, Stopped
+from camel_ray.manifest import write_atomically
 from camel_ray.progress import Progress
 from camel_ray.runtime.backup import checkpoints_kept
 from camel_ray.runtime.digest import stage_digest
@@ -92,11 +90,13 @@ class Runner:
         first: str | None = None,
         only: str | None = None,
         fresh: bool = False,
+        fresh_for: str = "",
         debug: bool = False,
         accept_done: bool = False,
         lock_seconds: float = 0.0,
     ) -> None:
         """`first`: this stage and those that use it run again. `only`: no other stage runs. `fresh`: all run again.
+        `fresh_for`: who asks for `fresh`; what was begun for the same one before is not forgotten, but continued.
         `accept_done`: what stages before `only` have finished counts, whatever the version of the code that made it.
         `lock_seconds`: how long to wait for a run that still holds the storage.
         """
@@ -107,6 +107,7 @@ class Runner:
         self._only = only
         self._debug = debug
         self._accept_done = accept_done
+        self._fresh_for = fresh_for
         self._lock_seconds = lock_seconds
         self._raw = [stage.wire() for stage in pipeline.spec.stages]
         names = [stage.name for stage in pipeline.spec.stages]
@@ -156,15 +157,14 @@ class Runner:
         """
         began = time.monotonic()
         prepare_process(cores=available_cores(), debug=self._debug)
-        self.storage.prepare()
-        with self._locked():
-            self.storage.refresh()
+        with self.storage.at_work(seconds=self._lock_seconds):
             for name, value in (("pipeline.json", self.pipeline.wire()), (ENVIRONMENT, environment())):
                 write_atomically(self.storage.root / name, json.dumps(value, indent=1) + "\n")
                 self.storage.push(self.storage.root / name)
             for name in self._forget:
-                if self._only in (None, name):
-                    StageStore(self.storage, name).forget()
+                store = StageStore(self.storage, name)
+                if self._only in (None, name) and not store.was_begun_for(self._fresh_for):
+                    store.forget()
             ran, skipped = self._run_stages()
             report = self._report()
         if self._listener:
@@ -199,7 +199,7 @@ class Runner:
     ) -> Artifact:
         for name in self._read(index):
             StageStore(self.storage, name).artifacts(contents=True)
-        state = store.begin(digest)
+        state = store.begin(digest, fresh_for=self._fresh_for)
         began = time.monotonic()
         try:
             if self._listener:
@@ -290,35 +290,3 @@ class Runner:
         path = write_report(self.pipeline, self.storage)
         self.storage.push(path)
         return path
-
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        """Keep a second run of the same pipeline out; the lock goes with the process, however it ends."""
-        path = self.storage.root / ".lock"
-        with disk_errors(path):
-            file = path.open("w")
-        with file:
-            deadline = time.monotonic() + self._lock_seconds
-            while not _lock(file):
-                if time.monotonic() >= deadline:
-                    if self._lock_seconds:
-                        raise StorageUnavailable(
-                            f"an earlier attempt still holds {path} after {self._lock_seconds:.0f} s; look for its pods"
-                        )
-                    raise SpecError(f"another run works in {self.storage.root}; wait for it, or use another --storage")
-                time.sleep(0.5)  # flock knows waiting for ever and not at all, no time limit
-            yield
-
-
-def _lock(file: TextIO) -> bool:
-    """Take the lock if it is free. A file system that has no locks is no reason not to run: on a cluster the operator
-    sees to it that there is one attempt at a time.
-    """
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        if error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):
-            raise
-    return True

@@ -13,6 +13,10 @@ Stages always work on a local directory. With a remote storage that is a mirror 
 remote folder is the truth: `open` brings the mirror's small files up to date, `fetch` a finished directory, `push`
 uploads a file or a finished directory. There a manifest comes last and goes first, as on a disk, so a torn upload is
 never taken for a finished one; what the other side has already, by its manifest, is not sent again.
+
+While a run works in a mirror, what it is about to upload is newer there than in the bucket. So one run works at a time
+(`.lock`), and whoever only reads leaves the mirror of a run as it is. `.mirror.lock` is held while small files come
+from the bucket: two processes never do that at once, and no run begins in the middle of it.
 """
 
 from __future__ import annotations
@@ -20,16 +24,22 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from camel_ray.errors import SpecError
+from camel_ray.errors import SpecError, StorageUnavailable
 from camel_ray.manifest import MANIFEST, disk_errors, json_digest
+from camel_ray.runtime.lock import locked
 from camel_ray.runtime.objects import Objects
 
 _OPEN_PATIENCE_SECONDS = 10.0
 """For the first words with a store: nothing is lost yet, and somebody may wait for an answer."""
+_GLANCE_SECONDS = 0.5
+_MIRROR_SECONDS = 60.0
+"""How long to wait for another process that brings the mirror up to date."""
 _SMALL = (".json", ".jsonl", ".html")
 
 
@@ -44,6 +54,7 @@ class Storage:
     def __init__(self, uri: str, pipeline: str) -> None:
         self.uri = uri
         self._objects: Objects | None = None
+        self._at_work = False
         if "://" in uri and not uri.startswith("file://"):
             self._objects = Objects(uri, pipeline)
             self.root = cache_dir() / "storage" / json_digest(uri.rstrip("/"))[:16] / pipeline
@@ -56,9 +67,41 @@ class Storage:
         return self._objects is not None
 
     def open(self) -> None:
-        """`prepare` and `refresh`."""
+        """Make it ready to be read: `prepare`, and `refresh` unless a run works in the mirror."""
         self.prepare()
-        self.refresh()
+        if self.is_remote:
+            with self._mirror_locked():
+                if not self._is_taken():
+                    self.refresh()
+
+    @contextmanager
+    def at_work(self, *, seconds: float = 0.0) -> Iterator[None]:
+        """Within it this process is the only run in `root`, which is up to date when it begins.
+
+        `seconds`: how long to wait for another one. Raises StorageUnavailable if it is still there then, SpecError if
+        there is nothing to wait for.
+        """
+        self.prepare()
+        path, deadline = self.root / ".lock", time.monotonic() + seconds
+        with ExitStack() as run:
+            while True:
+                with self._mirror_locked(seconds):
+                    if run.enter_context(locked(path)):
+                        self.refresh()
+                        break
+                run.close()
+                if time.monotonic() >= deadline:
+                    if seconds:
+                        raise StorageUnavailable(
+                            f"an earlier attempt still holds {path} after {seconds:.0f} s; look for its pods"
+                        )
+                    raise SpecError(f"another run works in {self.root}; wait for it, or use another --storage")
+                time.sleep(_GLANCE_SECONDS)
+            self._at_work = True
+            try:
+                yield
+            finally:
+                self._at_work = False
 
     def prepare(self) -> None:
         """Make sure that `root` can be used. Raises SpecError or StorageUnavailable if not."""
@@ -98,6 +141,13 @@ class Storage:
             self._objects.download({name: self.root / name for name in names})
         finally:
             self._objects.patience = patience
+
+    def run_elsewhere(self) -> bool:
+        """Whether another process runs the pipeline in this mirror: what lies here may be newer than in the bucket."""
+        if self._at_work or not self.is_remote:
+            return False
+        with self._mirror_locked():
+            return self._is_taken()
 
     def push(self, path: Path) -> None:
         """Upload a file, or a directory with a manifest; a no-op on local storage. Raises StorageUnavailable."""
@@ -183,6 +233,28 @@ class Storage:
         proofs = [name for name in names if name.endswith((f"/{MANIFEST}", "/state.json"))]
         self._objects.delete(proofs)
         self._objects.delete(set(names) - set(proofs))
+
+    def _is_taken(self) -> bool:
+        """Whether a run works here. Only with the mirror's lock: a run that begins must not meet the one who looks."""
+        with locked(self.root / ".lock") as free:
+            return not free
+
+    @contextmanager
+    def _mirror_locked(self, seconds: float = 0.0) -> Iterator[None]:
+        """Within it nobody else brings small files from the bucket, and no run begins. Without a mirror there is
+        nothing to lock. `seconds`: wait at least so long.
+        """
+        if not self.is_remote:
+            yield
+            return
+        seconds = max(seconds, _MIRROR_SECONDS)
+        with locked(self.root / ".mirror.lock", seconds=seconds) as ours:
+            if not ours:
+                raise StorageUnavailable(
+                    f"another process has been reading {self.uri} into {self.root} for {seconds:.0f} s; end it, or run "
+                    "again when it is over"
+                )
+            yield
 
     def _forget_strangers(self, names: list[str]) -> None:
         """Delete the mirror of stages that another machine has removed."""

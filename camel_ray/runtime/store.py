@@ -41,6 +41,8 @@ class StageState:
     message: str = ""
     artifacts: tuple[str, ...] = ()
     """Kinds of the artifacts of a finished stage."""
+    fresh_for: str = ""
+    """What asked for this beginning from nothing (`CAMEL_RAY_FRESH`); asked again by the same, the stage continues."""
 
 
 class StageStore:
@@ -81,24 +83,31 @@ class StageStore:
         return found
 
     def _problem(self, directory: Path, *, contents: bool) -> str | None:
-        """What is wrong with an artifact. A mirror of remote storage is mended from there first."""
+        """What is wrong with an artifact. A mirror of remote storage is mended from there first, unless another process
+        works in it: it may have made, or be reading, what lies here.
+        """
         if not self.storage.is_remote:
             return verify(directory, contents=contents)
         if not contents:
             return None if (directory / MANIFEST).exists() else verify(directory)
+        elsewhere = self.storage.run_elsewhere()
+        if elsewhere and (directory / MANIFEST).exists() and verify(directory) is None:
+            return None
         self.storage.fetch(directory)
-        if verify(directory) is not None:
+        if not elsewhere and verify(directory) is not None:
             shutil.rmtree(directory)
             self.storage.fetch(directory)
         return verify(directory)
 
-    def begin(self, digest: str) -> StageState:
-        """Note that an attempt starts. What an earlier spec left behind is removed; work of the same digest is kept."""
+    def begin(self, digest: str, *, fresh_for: str = "") -> StageState:
+        """Note that an attempt starts. What an earlier spec left behind is removed; work of the same digest is kept.
+        `fresh_for`: who asked for a beginning from nothing, for `was_begun_for`.
+        """
         state = self.state()
         if state.digest != digest:
             if self.directory.exists():
                 self.storage.remove(self.directory)
-            state = StageState(digest=digest, started=time.time())
+            state = StageState(digest=digest, started=time.time(), fresh_for=fresh_for)
         else:
             restore(self.storage, self.work)
         shutil.rmtree(self.work / "output", ignore_errors=True)
@@ -160,6 +169,14 @@ class StageStore:
     def forget(self) -> None:
         """Remove everything of the stage, so that it runs again from nothing."""
         self.storage.remove(self.directory)
+
+    def was_begun_for(self, asker: str) -> bool:
+        """Whether what lies here was begun from nothing for this one. It is noted with the first state that follows
+        `forget`: killed before that, the stage is forgotten once more, which costs nothing.
+        """
+        with suppress(ModelError):
+            return bool(asker) and self.state().fresh_for == asker
+        return False
 
     def is_current(self, state: StageState) -> bool:
         """Whether no newer attempt has begun in remote storage: this one may be cut off from the cluster, given up by

@@ -191,7 +191,7 @@ def test_a_stage_is_run_again_from_nothing_with_what_follows(pipelines: Pipeline
         for job in pipelines.list("jobs", "again")
         if job["metadata"]["name"] == "again-a-2"
     ]
-    assert environment[0]["CAMEL_RAY_FRESH"] == "1"
+    assert environment[0]["CAMEL_RAY_FRESH"] == "2"
 
 
 def test_pipelines_whose_attempts_would_have_one_name_both_run(pipelines: Pipelines) -> None:

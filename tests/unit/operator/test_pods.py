@@ -102,7 +102,7 @@ def test_without_a_progress_server_there_is_no_token() -> None:
 
 
 def test_an_attempt_that_starts_from_nothing_says_so() -> None:
-    assert environment(container(work({}, fresh=True), "head"))["CAMEL_RAY_FRESH"] == "1"
+    assert environment(container(work({}, fresh_from=2), "head"))["CAMEL_RAY_FRESH"] == "2"
     assert "CAMEL_RAY_FRESH" not in environment(container(work({}), "head"))
 
 

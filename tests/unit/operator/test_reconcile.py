@@ -205,15 +205,22 @@ def test_a_request_is_carried_out_once() -> None:
 @pytest.mark.parametrize("end", [{"jobDeploymentStatus": "Complete", "jobStatus": "SUCCEEDED"}, failed()])
 def test_a_stage_that_was_asked_for_anew_runs_anew_however_its_attempt_ended(end: dict[str, str]) -> None:
     told = Result(attempt=1, code=0 if "jobStatus" in end else 12)
-    stopping = running(stop="retry", stop_requested=stamp(NOW), fresh=True, result=told)
+    stopping = running(stop="retry", stop_requested=stamp(NOW), fresh_from=2, result=told)
     after = first(reconcile(snapshot(stopping, views=(view(**end),))))
-    assert (after.phase, after.failures, after.attempts, after.fresh) == ("Waiting", 0, 1, True)
+    assert (after.phase, after.failures, after.attempts, after.fresh_from) == ("Waiting", 0, 1, 2)
+
+
+def test_a_failed_attempt_that_was_to_begin_anew_leaves_that_to_the_next() -> None:
+    """It may have failed before it came to the storage, which still holds the old result."""
+    lost = reconcile(snapshot(running(number=2, uid="o2", fresh_from=2), views=(view(number=2, **failed()),)))
+    again = first(reconcile(snapshot(first(lost).model_copy(update={"retry": None}))))
+    assert (first(lost).phase, again.phase, again.attempts, again.fresh_from) == ("Backoff", "Starting", 3, 2)
 
 
 def test_retry_of_a_stage_takes_what_follows_along() -> None:
     done = {"phase": "Succeeded", "attempts": 1, "started": stamp(NOW), "ended": stamp(NOW), "message": "done"}
     plan = reconcile(snapshot(stage(**done), stage("words", **done), request="retry rows 9", phase="Succeeded"))
-    assert [(s.phase, s.attempts, s.fresh) for s in plan.status.stages] == [("Starting", 2, True), ("Waiting", 1, True)]
+    assert [(s.phase, s.attempts, s.fresh_from) for s in plan.status.stages] == [("Starting", 2, 2), ("Waiting", 1, 2)]
     assert plan.status.started_stages == ["rows"]
 
 

@@ -1,4 +1,4 @@
-"""A progress server that remembers what it was sent."""
+"""A progress server that remembers what it was sent, and a real S3 server."""
 
 from __future__ import annotations
 
@@ -11,6 +11,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
+from s3 import S3, s3_server, use
+
+from camel_ray.runtime import objects
+from camel_ray.runtime import storage as storage_module
 
 
 @dataclass
@@ -65,3 +69,22 @@ def server() -> Iterator[Received]:
         yield received
         http.shutdown()
         thread.join()
+
+
+@pytest.fixture(scope="package")
+def running() -> Iterator[S3]:
+    with s3_server() as server:
+        yield server
+
+
+@pytest.fixture
+def s3(running: S3, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3]:
+    """The server with an empty bucket; this process and its clients know it, and give up after half a second."""
+    use(running, monkeypatch)
+    monkeypatch.setattr(objects, "PATIENCE_SECONDS", 0.5)
+    monkeypatch.setattr(storage_module, "_OPEN_PATIENCE_SECONDS", 0.5)
+    for name in running.names():
+        running.client().delete_object(Bucket="team", Key=name)
+    running.requests.clear()
+    yield running
+    running.fail = lambda method, path: None

@@ -37,6 +37,17 @@ data.run = {run}
 from camel_ray.runtime.attempt import main
 main()
 """
+LOST = """
+import os, signal
+from camel_ray.stages import data
+def run(context):
+    with (context.work / "reached").open("a") as file:
+        file.write(os.environ["MARK"])
+    os.kill(os.getpid(), signal.SIGKILL)
+data.run = run
+from camel_ray.runtime.attempt import main
+main()
+"""
 BROKEN = """
 import os
 from camel_ray.stages import data
@@ -139,6 +150,25 @@ def test_a_fresh_attempt_forgets_its_own_stage_only(tmp_path: Path, environment:
     assert state(tmp_path)["attempts"] == 1
 
 
+def test_a_fresh_attempt_that_is_started_again_continues_with_its_own_work(
+    tmp_path: Path, environment: dict[str, str]
+) -> None:
+    """As when Kueue takes the place of a RayJob away and gives it back, or a Job's pod is replaced."""
+    fresh = {"CAMEL_RAY_FRESH": "2", "CAMEL_RAY_ATTEMPT": "2"}
+    for mark, variables, reached in (
+        ("a", {}, "a"),
+        ("b", fresh, "b"),
+        ("c", fresh, "bc"),
+        ("d", {**fresh, "CAMEL_RAY_ATTEMPT": "3"}, "bcd"),
+        ("e", {**fresh, "CAMEL_RAY_ATTEMPT": "4", "CAMEL_RAY_FRESH": "4"}, "e"),
+        ("f", {**fresh, "CAMEL_RAY_PIPELINE_UID": "of a later one"}, "f"),
+    ):
+        process = start(tmp_path, {**environment, **variables, "MARK": mark}, LOST)
+        process.communicate(timeout=100)
+        assert process.returncode == -signal.SIGKILL
+        assert (tmp_path / "storage/p/stages/text/work/reached").read_text() == reached
+
+
 def test_a_stage_made_by_another_version_still_counts_for_the_next(tmp_path: Path, environment: dict[str, str]) -> None:
     run(tmp_path, environment)
     path = tmp_path / "storage/p/stages/text/state.json"
@@ -153,6 +183,7 @@ def test_a_stage_made_by_another_version_still_counts_for_the_next(tmp_path: Pat
     [
         ({"CAMEL_RAY_STAGE": ""}, 11, "CAMEL_RAY_STAGE not set; only the operator starts this command"),
         ({"CAMEL_RAY_ATTEMPT": "x"}, 11, "CAMEL_RAY_ATTEMPT is 'x', not a number from 1"),
+        ({"CAMEL_RAY_FRESH": "yes"}, 11, "CAMEL_RAY_FRESH is 'yes', not a number"),
         ({"CAMEL_RAY_PIPELINE_FILE": "nowhere.json"}, 11, "nowhere.json: there is no such file"),
         ({"CAMEL_RAY_STAGE": "tik"}, 11, "the pipeline has no such stage"),
         ({"CAMEL_RAY_STAGE": "tok"}, 11, "stage 'text', which it uses, is not done"),

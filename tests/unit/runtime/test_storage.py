@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 import fsspec
 import pytest
-from s3 import KEY, S3, SECRET, s3_server, use, user_with_rights
+from s3 import KEY, S3, SECRET, use, user_with_rights
 
 from camel_ray.errors import SpecError, StorageUnavailable
 from camel_ray.manifest import MANIFEST, verify, write_manifest
@@ -29,25 +28,6 @@ URI = "s3://team/runs"
 def alone() -> bool:
     """No newer attempt."""
     return True
-
-
-@pytest.fixture(scope="module")
-def running() -> Iterator[S3]:
-    with s3_server() as server:
-        yield server
-
-
-@pytest.fixture
-def s3(running: S3, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3]:
-    """The server with an empty bucket; this process and its clients know it, and give up after half a second."""
-    use(running, monkeypatch)
-    monkeypatch.setattr(objects, "PATIENCE_SECONDS", 0.5)
-    monkeypatch.setattr(storage_module, "_OPEN_PATIENCE_SECONDS", 0.5)
-    for name in running.names():
-        running.client().delete_object(Bucket="team", Key=name)
-    running.requests.clear()
-    yield running
-    running.fail = lambda method, path: None
 
 
 def machine(directory: Path, monkeypatch: pytest.MonkeyPatch, uri: str = URI) -> Storage:
@@ -181,6 +161,42 @@ def test_nobody_there_is_a_fault_that_may_pass(s3: S3, tmp_path: Path, monkeypat
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     with pytest.raises(StorageUnavailable, match=r"s3://team/runs cannot be reached \(Could not connect"):
         machine(tmp_path, monkeypatch)
+
+
+def test_a_token_that_has_expired_is_waited_for_though_a_bare_400_is_all_that_is_said(
+    s3: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To HEAD S3 answers without a body, so without its word for what is wrong; an empty folder is asked for so."""
+    heads = [3]
+
+    def fail(method: str, path: str) -> str | None:
+        if method != "HEAD" or not heads[0]:
+            return None
+        heads[0] -= 1
+        return "ExpiredToken"
+
+    s3.fail = fail
+    monkeypatch.setattr(storage_module, "_OPEN_PATIENCE_SECONDS", 60.0)
+    machine(tmp_path, monkeypatch)
+    assert heads == [0]
+    monkeypatch.setattr(storage_module, "_OPEN_PATIENCE_SECONDS", 0.5)
+    for method, words in (
+        ("HEAD", r"without a reason: most likely the session token of the credentials has expired\)"),
+        ("GET", r"ExpiredToken\)"),
+    ):
+        s3.fail = lambda asked, path, method=method: "ExpiredToken" if asked == method else None
+        with pytest.raises(StorageUnavailable, match=rf"s3://team/runs cannot be reached \(.*{words}; run again"):
+            machine(tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize("answer", [400, "InvalidToken"])
+def test_a_request_that_is_refused_for_good_is_not_tried_again(
+    s3: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: int | str
+) -> None:
+    s3.fail = lambda method, path: answer
+    with pytest.raises(SpecError, match="s3://team/runs refuses"):
+        machine(tmp_path, monkeypatch)
+    assert len(s3.requests) == 1
 
 
 def test_wrong_credentials_and_missing_rights_are_for_the_user_to_mend(
