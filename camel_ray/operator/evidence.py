@@ -7,7 +7,7 @@ read while they are there. Pure; called by `observe`.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import datetime
 
 from camel_ray.api.status import FailureClass
@@ -22,6 +22,15 @@ FRESH_SECONDS = 600.0
 # A container in one of these is only on its way.
 _BENIGN = frozenset({"ContainerCreating", "PodInitializing"})
 _AWAY = frozenset({"PreemptionByScheduler", "EvictionByEvictionAPI", "DeletionByTaintManager", "DeletionByPodGC"})
+# What the API server says of a pod that it will never take, as an event of the Job controller and the condition of a
+# RayCluster pass it on. All else that it refuses may heal by itself, and is waited for: quotas, webhooks, accounts and
+# classes that are missing, namespaces that go.
+_PASSED_ON = (
+    r"(?:\(combined from similar events\): )?Error creating: |"
+    r"FailedCreate(?:Head|Worker)Pod\s+|Failed to create (?:head|worker) Pod \S+, "
+)
+_NEVER = r'Pod "[^"]*" is invalid: |pods "[^"]*" is forbidden: violates PodSecurity "'
+_REFUSED = re.compile(rf"(?:{_PASSED_ON})((?:{_NEVER}).*)", re.DOTALL)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]+")
 
 
@@ -45,6 +54,33 @@ def queue_words(view: AttemptView) -> str:
         if condition["type"] == "QuotaReserved" and condition["status"] != "True":
             return clean(condition.get("message"))
     return ""
+
+
+def refusal_words(view: AttemptView) -> str:
+    """What the API server says of pods of the attempt that it will never take; empty if there are none, or they may be
+    taken another time.
+    """
+    uid = (view.object or {}).get("metadata", {}).get("uid")
+    texts: list[object] = []
+    if not _owned(view.pods, uid):  # else one was taken after all
+        about = [event for event in view.events if event.get("involvedObject", {}).get("uid") == uid]
+        texts = [event.get("message") for event in about if event.get("reason") == "FailedCreate"][-1:]
+    for cluster in _owned(view.clusters, uid):
+        conditions = cluster.get("status", {}).get("conditions", ())
+        texts += [c.get("message") for c in conditions if c["type"] == "ReplicaFailure" and c["status"] == "True"]
+    found = (_REFUSED.match(str(text)) for text in texts)
+    return next((match[1] for match in found if match), "")
+
+
+def invalid_words(trouble: str, name: str) -> str:
+    """What the API server says of the object `name` where it did not take it as invalid, which it never will."""
+    found = re.search(rf' failed with 422 Invalid: (\S+ "{re.escape(name)}" is invalid: .*)', trouble)
+    return found[1] if found else ""
+
+
+def _owned(things: Iterable[Object], uid: str | None) -> list[Object]:
+    """Those of this very attempt: a deleted pipeline of the same name may have left others with the same labels."""
+    return [t for t in things if uid and any(o["uid"] == uid for o in t["metadata"].get("ownerReferences", ()))]
 
 
 def new_evidence(view: AttemptView, known: list[str], now: datetime) -> list[str]:

@@ -11,7 +11,6 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler
 from itertools import product
 from typing import Any, Literal, get_args
 
@@ -22,7 +21,7 @@ from prometheus_client.process_collector import ProcessCollector
 
 from camel_ray.api.pipeline import STAGE_KINDS
 from camel_ray.api.status import Outcome, PipelinePhase
-from camel_ray.operator.listen import Listener
+from camel_ray.operator.listen import Handler, Listener
 from camel_ray.version import __version__
 
 CONTROLLER = "camelpipeline"
@@ -311,54 +310,35 @@ class MetricsServer:
 
 class _Server(Listener):
     daemon_threads = False  # server_close joins them
-    request_queue_size = 64  # of connections not accepted yet; with the default of 5 a burst of them waits for seconds
     registry: CollectorRegistry
     checks: Mapping[str, Check]
-    connections = 32
-    """More at a time are turned away: whoever can reach the port cannot use up the operator's threads."""
 
     def __init__(self, host: str, port: int) -> None:
-        self._free = threading.BoundedSemaphore(self.connections)
         super().__init__(host, port, _Handler)
 
-    def process_request(self, request: Any, client_address: Any) -> None:
-        if not self._free.acquire(blocking=False):
-            self.shutdown_request(request)
-            return
-        super().process_request(request, client_address)
 
-    def process_request_thread(self, request: Any, client_address: Any) -> None:
-        try:
-            super().process_request_thread(request, client_address)
-        finally:
-            self._free.release()
-
-
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(Handler):
     server: _Server
-    server_version, sys_version = "camel-ray", ""
-    timeout = 5.0  # seconds a client may take to ask; HTTP/1.0 ends the connection after the answer
 
     def do_GET(self) -> None:
-        path = self.path.partition("?")[0]
-        if path == "/metrics":
-            encode, content_type = choose_encoder(self.headers.get("Accept", ""))
-            self._answer(200, content_type, encode(self.server.registry))
-        elif (check := self.server.checks.get(path)) is not None:
-            try:
-                problem = check()
-            except Exception as error:
-                problem = f"{path[1:]} failed: {type(error).__name__}: {error}"
-            self._answer(503 if problem else 200, "text/plain; charset=utf-8", (problem or "ok").encode() + b"\n")
-        else:
-            self._answer(404, "text/plain; charset=utf-8", b"there are /metrics, /healthz and /readyz\n")
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Probes come every few seconds; nobody wants a line for each."""
-
-    def _answer(self, code: int, content_type: str, body: bytes) -> None:
+        with self.server.serves(self.connection):
+            code, content_type, body = self._answer()
         self.send_response(code)
         self.send_header("Content-Type", content_type)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
+
+    def _answer(self) -> tuple[int, str, bytes]:
+        """Status, content type and body."""
+        path = self.path.partition("?")[0]
+        if path == "/metrics":
+            encode, content_type = choose_encoder(self.headers.get("Accept", ""))
+            return 200, content_type, encode(self.server.registry)
+        if (check := self.server.checks.get(path)) is not None:
+            try:
+                problem = check()
+            except Exception as error:
+                problem = f"{path[1:]} failed: {type(error).__name__}: {error}"
+            return 503 if problem else 200, "text/plain; charset=utf-8", (problem or "ok").encode() + b"\n"
+        return 404, "text/plain; charset=utf-8", b"there are /metrics, /healthz and /readyz\n"

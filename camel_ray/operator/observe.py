@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from camel_ray.api.status import RESULT_MARK, AttemptStatus, FailureClass, Outcome, Result
 from camel_ray.errors import OutOfMemory, PermanentError, Preempted, RetryableError, Stopped
-from camel_ray.operator.evidence import clean, queue_words, strongest, waiting_words
+from camel_ray.operator.evidence import clean, queue_words, refusal_words, strongest, waiting_words
 from camel_ray.operator.model import AttemptView, Object
 from camel_ray.operator.names import QUEUE
 from camel_ray.operator.progress_report import parse_result
@@ -75,6 +75,8 @@ def _rayjob(view: AttemptView, current: AttemptStatus, told: Result | None, now:
         case "Complete" | "Failed" | "ValidationFailed":  # what the attempt itself told counts more
             return _rayjob_failed(current, told or result_in(text, current.number), reason or "Failed", text, now)
         case _:  # "", New, Initializing, Waiting, Retrying, and what a later KubeRay may add
+            if refused := _refused(view, current):
+                return refused
             words = waiting_words(view)
             if not deployment and not words:
                 words = "KubeRay has not taken up the RayJob; does its operator run?"
@@ -133,7 +135,15 @@ def _job(view: AttemptView, current: AttemptStatus, told: Result | None, now: da
             return Observation("running")
     if "FailureTarget" in conditions or "SuccessCriteriaMet" in conditions:
         return Observation("running")
-    return Observation("waiting", waiting_words(view) or "waits for its pod to start")
+    return _refused(view, current) or Observation("waiting", waiting_words(view) or "waits for its pod to start")
+
+
+def _refused(view: AttemptView, current: AttemptStatus) -> Observation | None:
+    """The end of an attempt whose pods will never be taken: they would be tried in vain until the start time-out."""
+    words = refusal_words(view) if current.running is None else ""
+    if not words:
+        return None
+    return Observation("ended", clean(f"the API server refuses its pods: {words}"), "UserError", "Refused")
 
 
 def _job_failed(

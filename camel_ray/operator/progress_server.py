@@ -13,28 +13,24 @@ never an answer.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import http.client
 import json
 import logging
 import re
 import socket
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from http.server import BaseHTTPRequestHandler
-from typing import Any, BinaryIO, cast
+from typing import Any
 
 from camel_ray.operator import names
 from camel_ray.operator.clock import stamp
 from camel_ray.operator.kube.client import Client
 from camel_ray.operator.kube.errors import KubeError
 from camel_ray.operator.kube.kinds import TOKEN_REVIEW
-from camel_ray.operator.listen import Listener
+from camel_ray.operator.listen import Handler, Listener
 from camel_ray.operator.model import Object
 from camel_ray.operator.progress_report import parse_report
 from camel_ray.operator.progress_tls import Serving
@@ -43,16 +39,6 @@ from camel_ray.operator.progress_writer import Key, ProgressWriter, Write
 AUDIENCE = names.API_GROUP
 """Of the tokens that pods report with."""
 MAX_BODY = 64 << 10
-_MAX_HEAD = 32 << 10
-"""Of the request line and all headers; the longest token takes half of it."""
-_CONNECTIONS = 64
-_CONNECTIONS_OF_ONE = 16
-"""Of one address: no pod shall keep the others out. Reports take milliseconds, so this is enough for many pods whose
-addresses are hidden behind one."""
-_IDLE_SECONDS = 10.0
-"""Longest silence of a client."""
-_WHOLE_SECONDS = 20.0
-"""Longest time for one request: a client that sends a byte now and then is not silent."""
 _POLL_SECONDS = 0.2
 """Between two looks for connections that take too long."""
 _REPORT_SECONDS = 1.0
@@ -248,17 +234,8 @@ def _make_room(remembered: dict[Any, Any]) -> None:
         del remembered[next(iter(remembered))]
 
 
-class _Handler(BaseHTTPRequestHandler):
-    """One request per connection."""
-
+class _Handler(Handler):
     server: _Server
-    server_version = "camel-ray"
-    sys_version = ""
-
-    def setup(self) -> None:
-        """Read through `_Bounded`: http.server itself takes a hundred headers of 64 KiB each."""
-        super().setup()
-        self.rfile = cast("Any", _Bounded(cast("BinaryIO", self.rfile)))
 
     def do_POST(self) -> None:
         length = self.headers.get("Content-Length", "")
@@ -270,7 +247,8 @@ class _Handler(BaseHTTPRequestHandler):
         if len(body) < int(length):
             return None  # the client has gone
         scheme, _, token = self.headers.get("Authorization", "").partition(" ")
-        status, answer = self.server.answer(self.path, token.strip() if scheme.lower() == "bearer" else "", body)
+        with self.server.serves(self.connection):
+            status, answer = self.server.answer(self.path, token.strip() if scheme.lower() == "bearer" else "", body)
         return self._send(status, answer)
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
@@ -288,36 +266,10 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(data)
 
-    def log_message(self, *_: Any) -> None:
-        """Nothing: requests are counted, and their content is not for logs."""
-
-
-class _Bounded:
-    """The two ways to read a request, until its head is longer than it may be."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file, self._left = file, _MAX_HEAD
-        self.close = file.close
-
-    def readline(self, limit: int) -> bytes:
-        """A line of the head. Raises LineTooLong, which becomes the answer 431."""
-        if self._left <= 0:
-            raise http.client.LineTooLong("head")
-        line = self._file.readline(min(limit, self._left))
-        self._left -= len(line)
-        return line
-
-    def read(self, size: int) -> bytes:
-        """The body, whose length is known and bounded."""
-        return self._file.read(size)
-
 
 class _Server(Listener):
-    """At most 64 connections at a time, of which 16 of one client, each for a limited time."""
-
     daemon_threads = True
     block_on_close = False
-    request_queue_size = 128
 
     def __init__(
         self,
@@ -328,15 +280,11 @@ class _Server(Listener):
     ) -> None:
         self.answer = answer
         self._tls = tls
-        self._lock = threading.Lock()
-        self._open: dict[socket.socket, tuple[str, float]] = {}
-        """The client's address, and until when it may stay."""
         super().__init__(host, port, _Handler)
 
     def get_request(self) -> tuple[socket.socket, Any]:
         """A new connection; TLS is agreed on in its own thread, at the first read."""
         connection, address = super().get_request()
-        connection.settimeout(_IDLE_SECONDS)
         if self._tls is not None:
             serving = self._tls()
             if serving is None:
@@ -344,28 +292,3 @@ class _Server(Listener):
                 raise OSError("there is no certificate yet")
             connection = serving.context.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
         return connection, address
-
-    def verify_request(self, request: Any, client_address: Any) -> bool:
-        """Turn away who comes when all places are taken: the attempt tries again."""
-        client = str(client_address[0])
-        with self._lock:
-            taken = Counter(other for other, _ in self._open.values())
-            if taken.total() >= _CONNECTIONS or taken[client] >= _CONNECTIONS_OF_ONE:
-                return False
-            self._open[request] = (client, time.monotonic() + _WHOLE_SECONDS)
-            return True
-
-    def shutdown_request(self, request: Any) -> None:
-        """Close a connection, whoever of the two ended it."""
-        with self._lock:
-            self._open.pop(request, None)
-        super().shutdown_request(request)
-
-    def service_actions(self) -> None:
-        """Between two connections: cut those that take too long."""
-        now = time.monotonic()
-        with self._lock:
-            late = [connection for connection, (_, until) in self._open.items() if now > until]
-        for connection in late:
-            with contextlib.suppress(OSError):
-                socket.socket.shutdown(connection, socket.SHUT_RDWR)

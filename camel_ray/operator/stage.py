@@ -29,7 +29,7 @@ from camel_ray.api.status import (
 )
 from camel_ray.operator.children import budget_for, children_for
 from camel_ray.operator.clock import moment, seconds_since, stamp
-from camel_ray.operator.evidence import new_evidence
+from camel_ray.operator.evidence import invalid_words, new_evidence
 from camel_ray.operator.model import Attempt, AttemptView, Create, Delete, Note, Snapshot
 from camel_ray.operator.names import MANAGED_BY, MANAGER, PIPELINE, STAGE, attempt_name
 from camel_ray.operator.observe import Observation, observe
@@ -184,6 +184,11 @@ def _not_seen(work: Work, stage: Stage, status: StageStatus, current: AttemptSta
         return _under_another_name(work, stage, status, current)
     trouble = work.snapshot.trouble
     assert work.snapshot.pipeline is not None
+    refused = invalid_words(trouble, current.name)
+    if refused and status.spec == spec_digest(work.snapshot.pipeline, stage):  # else it was mended meanwhile
+        work.gone.append(Delete(current.executor, current.name))
+        words = f"the API server refuses the {current.executor}: {refused}"
+        return _end(work, stage, status, current, Observation("ended", words, "UserError", "Refused"))
     limit = work.snapshot.pipeline.spec.cluster.start_timeout_seconds
     if trouble and seconds_since(current.created, work.now) > limit:
         work.gone.append(Delete(current.executor, current.name))

@@ -63,7 +63,7 @@ def workload(thing: dict[str, Any]) -> dict[str, Any]:
 def event(thing: dict[str, Any]) -> dict[str, Any]:
     """Whom it is about, and its words."""
     kept = _some(thing, ("reason", "message", "lastTimestamp"))
-    kept["involvedObject"] = _some(thing["involvedObject"], ("kind", "namespace", "name"))
+    kept["involvedObject"] = _some(thing["involvedObject"], ("kind", "namespace", "name", "uid"))
     kept["metadata"] = _some(thing["metadata"], ("name", "namespace", "uid", "resourceVersion"))
     return {"apiVersion": thing["apiVersion"], "kind": thing["kind"], **kept}
 

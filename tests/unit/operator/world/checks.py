@@ -190,7 +190,7 @@ class Checks:
         if outcome == "Succeeded":
             require(0 in codes, f"{where}, but it returned {codes}")
         if outcome == "UserError":
-            refused = reason == "ValidationFailed"
+            refused = reason == "ValidationFailed" or (reason == "Refused" and any(r.refused for r in runs))
             require(refused or any(c in (10, 12) for c in codes), f"{where}, but it returned {codes}")
         if reason == "Deleted":
             by = [r.deleted_by for r in runs]

@@ -47,6 +47,8 @@ class Run:
     """Whether it reached the progress server with its result."""
     frozen: bool = False
     head_lost: bool = False
+    refused: bool = False
+    """Whether the API server will never take its pods."""
     requeued: bool = False
     """Kueue took its place away once: it may run twice, as Kueue wants it."""
     before: list[int] = field(default_factory=list)
@@ -133,9 +135,10 @@ class Cluster:
                 pods = self._pods_of(cluster["metadata"]["uid"]) if cluster else []
                 if cluster is None:
                     yield move("gets a RayCluster", partial(self._make_cluster, job))
-                elif not pods:
+                elif not pods and not run.refused:
                     yield move("gets its pods", partial(self._make_pods, job, cluster))
                     yield move("head refused", partial(self._warn, cluster, "FailedToCreateHeadPod"), fair=False)
+                    yield move("head never taken", partial(self._refuse, cluster, run), fair=False)
                 elif any(p["status"]["phase"] == "Running" and p["metadata"]["labels"]["role"] == "head" for p in pods):
                     yield move("submits", partial(self._submit, job))
                 for reason in ("PreRunningDeadlineExceeded", "DeadlineExceeded"):
@@ -230,9 +233,12 @@ class Cluster:
         ended = [p for p in pods if not is_live_pod(p)]
         if ended:
             yield Move(f"{name} ends", partial(self._end_job, job, ended[0]), True)
+        elif run.refused:
+            return
         elif not pods and run.entered == 0 and not run.head_lost:
             yield Move(f"{name} gets its pod", partial(self._pod, job, "job", job["metadata"]["labels"]), True)
             yield Move(f"{name} pod refused", partial(self._warn, job, "FailedCreate"), False)
+            yield Move(f"{name} pod never taken", partial(self._refuse, job, run), False)
         elif not pods:
             yield Move(f"{name} pod lost", partial(self._end_job, job, None), True)
         else:
@@ -429,8 +435,19 @@ class Cluster:
         metadata = {"name": name, "namespace": "ns", "labels": dict(labels), "ownerReferences": [reference]}
         self.api.create({"kind": kind, "metadata": metadata, "status": status})
 
-    def _warn(self, about: Obj, reason: str) -> None:
+    def _refuse(self, about: Obj, run: Run) -> None:
+        run.refused = True
+        words = 'Pod "p" is invalid: spec.containers[0].image: Required value'
+        if about["kind"] == "Job":
+            self._warn(about, "FailedCreate", f"Error creating: {words}")
+        else:
+            failure = {"type": "ReplicaFailure", "status": "True", "reason": "FailedCreateHeadPod"}
+            failure["message"] = f"FailedCreateHeadPod\n{words}"
+            self.api.update("RayCluster", about["metadata"]["name"], {"status": {"conditions": [failure]}})
+
+    def _warn(self, about: Obj, reason: str, message: str = "exceeded quota") -> None:
         self._names += 1
-        subject = {"kind": about["kind"], "name": about["metadata"]["name"], "namespace": "ns"}
-        event = {"involvedObject": subject, "reason": reason, "message": "exceeded quota"}
+        metadata = about["metadata"]
+        subject = {"kind": about["kind"], "name": metadata["name"], "namespace": "ns", "uid": metadata["uid"]}
+        event = {"involvedObject": subject, "reason": reason, "message": message}
         self.api.create({"kind": "Event", "metadata": {"name": f"event-{self._names}", "namespace": "ns"}, **event})
