@@ -87,7 +87,7 @@ class ApiServer:
     def wait_for_request(self, text: str, *, count: int = 1) -> None:
         """Until `count` requests whose path holds `text` have come."""
         with self._changed:
-            assert self._changed.wait_for(lambda: sum(text in r[1] for r in self.requests) >= count, timeout=20)
+            assert self._changed.wait_for(lambda: sum(text in r[1] for r in self.requests) >= count, timeout=60)
 
     def _handle(self, handler: BaseHTTPRequestHandler, body: Any) -> None:
         with self._changed:

@@ -84,7 +84,9 @@ def test_an_upgrade_keeps_what_users_and_the_operator_made(
     helm: Helm, control_plane: ControlPlane, tmp_path: Path, previous: str | Path
 ) -> None:
     _put(helm, "install", {}, _older(tmp_path) if previous == OLDER else Path(previous))
-    control_plane.kubectl("wait", "--for=condition=Established", "--timeout=30s", f"crd/{CRD}")
+    established = ("wait", "--for=condition=Established", "--timeout=30s", f"crd/{CRD}")
+    # again and again: kubectl fails at once while the CRD has no conditions
+    control_plane.wait_for(lambda: control_plane.kubectl(*established), "the CRD")
     before = _crd(control_plane)
     assert ("ttlSecondsAfterFinished" in _fields(before)) == (previous != OLDER)
     control_plane.wait_for(lambda: control_plane.kubectl("apply", "-f", "-", input=json.dumps(PIPELINE)), "the CRD")

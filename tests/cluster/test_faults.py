@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import random
 import signal
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -91,7 +90,8 @@ def test_a_replica_that_ends_gives_the_lease_back(
     control_plane.wait_for(lambda: leader(control_plane) == "one", "the first to lead")
     first.process.stop(graceful=True)
     assert first.process.returncode == 0
-    control_plane.wait_for(lambda: leader(control_plane) == "two", "the second to lead", seconds=5)
+    assert leader(control_plane) in ("", "two")
+    control_plane.wait_for(lambda: leader(control_plane) == "two", "the second to lead")
     pipelines.apply(pipeline("demo"))
     pipelines.wait_phase("demo", "Succeeded")
     assert second.process.alive
@@ -113,10 +113,10 @@ def test_a_clock_that_is_put_forward_or_back_ends_no_wait_and_prolongs_none(
     control_plane.wait_for(lambda: leader(control_plane) == "one", "the first to lead")
     stage = {"name": "a", "data": {"source": "/data/rows.jsonl"}}
     nowhere = {"head": {"nodeSelector": {"such": "node-is-nowhere"}}, "startTimeoutSeconds": 600}
-    for name, seconds in (("runs", 12.0), ("briefly", 4.0)):
+    for name, seconds in (("runs", 30.0), ("briefly", 15.0)):
         world.rule(f"{name}-a-1", namespace=pipelines.namespace, seconds=seconds)
         pipelines.apply(pipeline(name, {**stage, "timeoutSeconds": 600}))
-    for name, pause in (("again", 8), ("patient", 900)):
+    for name, pause in (("again", 20), ("patient", 900)):
         world.rule(f"{name}-a-1", namespace=pipelines.namespace, exit_code=20, seconds=0.1)
         pipelines.apply(pipeline(name, stage, retry={"backoffSeconds": pause}))
     pipelines.apply(pipeline("held", stage, cluster=nowhere))
@@ -146,7 +146,8 @@ def test_a_clock_that_is_put_forward_or_back_ends_no_wait_and_prolongs_none(
     assert leader(control_plane) == "one"
     assert first.process.alive and second.process.alive
     first.process.stop(graceful=True)
-    control_plane.wait_for(lambda: leader(control_plane) == "two", "the second to lead", seconds=5)
+    assert leader(control_plane) in ("", "two")
+    control_plane.wait_for(lambda: leader(control_plane) == "two", "the second to lead")
     assert unmoved("patient") and unmoved("held")
     assert pipelines.wait_phase("runs", "Succeeded")["attempts"] == 1
     for name in ("again", "briefly"):
@@ -160,12 +161,12 @@ def test_runs_survive_the_loss_of_a_part_of_the_control_plane(
 ) -> None:
     replica = operator()
     for number in range(3):
-        world.rule(f"p{number}-*", namespace=pipelines.namespace, seconds=1.0 + number)
+        world.rule(f"p{number}-*", namespace=pipelines.namespace, seconds=(10.0, 2.0, 3.0)[number])
         pipelines.apply(pipeline(f"p{number}"))
     pipelines.wait_stage("p0", "a", "Running")
     control_plane.restart(component)
     for number in range(3):
-        pipelines.wait_phase(f"p{number}", "Succeeded", seconds=120)
+        pipelines.wait_phase(f"p{number}", "Succeeded")
     assert replica.process.alive
     assert replica.page("/healthz").strip() == "ok"
 
@@ -179,22 +180,22 @@ def test_a_watch_that_goes_silent_is_given_up_and_nothing_is_missed(
     with pytest.raises(Exception, match="gave up waiting"):
         pipelines.wait(lambda: pipelines.phase("demo"), "a watch that is silent", seconds=3)
     proxy.mute_watches = False
-    pipelines.wait_phase("demo", "Succeeded", seconds=150)
+    pipelines.wait_phase("demo", "Succeeded")
     assert replica.process.alive
 
 
 def test_a_rotated_token_is_read_when_the_old_one_has_ended(
     control_plane: ControlPlane, operator: StartOperator, pipelines: Pipelines
 ) -> None:
-    replica = operator("operator", kubeconfig=account(control_plane, seconds=2))
+    replica = operator("operator", kubeconfig=account(control_plane, seconds=20))
     refused = lambda: any(  # noqa: E731
         event["responseStatus"]["code"] == 401 and "/leases/camel-ray-operator" in event["requestURI"]
         for event in control_plane.audit_log()
     )
-    control_plane.wait_for(refused, "the token to end", seconds=60)
+    control_plane.wait_for(refused, "the token to end")
     account(control_plane)
     pipelines.apply(pipeline("demo"))
-    pipelines.wait_phase("demo", "Succeeded", seconds=90)
+    pipelines.wait_phase("demo", "Succeeded")
     assert replica.process.alive
 
 
@@ -218,41 +219,41 @@ def test_a_burst_of_faults_delays_pipelines_and_nothing_else(
     proxy.drop_connections()
     for name in ("one", "two", "three"):
         pipelines.apply(pipeline(name))
-    control_plane.wait_for(lambda: hits["POST"] + hits["PUT"] >= 5, "faults to have happened", seconds=60)
+    control_plane.wait_for(lambda: hits["POST"] + hits["PUT"] >= 5, "faults to have happened")
     proxy.rule = lambda method, path: None
     for name in ("one", "two", "three"):
-        assert pipelines.wait_phase(name, "Succeeded", seconds=90)["attempts"] == 2
+        assert pipelines.wait_phase(name, "Succeeded")["attempts"] == 2
     assert replica.process.alive
 
 
-def test_somebody_who_writes_the_pipeline_all_the_time_is_only_a_conflict(
-    control_plane: ControlPlane, operator: StartOperator, pipelines: Pipelines
+def test_somebody_who_writes_the_pipeline_meanwhile_is_only_a_conflict(
+    control_plane: ControlPlane, operator: StartOperator, pipelines: Pipelines, proxy: FaultProxy
 ) -> None:
-    operator()
-    pipelines.apply(pipeline("demo"))
     path = f"/apis/camel-ray.dev/v1alpha1/namespaces/{pipelines.namespace}/camelpipelines/demo"
-    over = threading.Event()
+    touched = 0
 
-    def write() -> None:
-        number = 0
-        while not over.wait(0.01):
-            number += 1
-            change = [{"op": "add", "path": "/metadata/labels", "value": {"touched": str(number)}}]
-            control_plane.request("PATCH", path, change, content="application/json-patch+json")
+    def touch() -> None:
+        nonlocal touched
+        change = [{"op": "add", "path": "/metadata/labels", "value": {"touched": str(touched)}}]
+        control_plane.request("PATCH", path, change, content="application/json-patch+json")
+        touched += 1
 
-    writer = threading.Thread(target=write)
-    writer.start()
-    try:
-        assert pipelines.wait_phase("demo", "Succeeded")["attempts"] == 2
-    finally:
-        over.set()
-        writer.join()
+    def rule(method: str, where: str) -> Fault | None:
+        """Somebody else is a moment earlier with the first three writes."""
+        mine = method == "PUT" and where.startswith(f"{path}/status") and touched < 3
+        return Fault("delay", call=touch) if mine else None
+
+    proxy.rule = rule
+    operator("operator", kubeconfig=proxy.kubeconfig(account(control_plane)))
+    pipelines.apply(pipeline("demo"))
+    assert pipelines.wait_phase("demo", "Succeeded")["attempts"] == 2
     answers = Counter(
         event["responseStatus"]["code"]
         for event in control_plane.audit_log()
         if event["user"].get("username") == USER and event["requestURI"].startswith(f"{path}/status")
     )
-    assert answers[409] > 0
+    assert touched == 3
+    assert answers[409] >= 3
 
 
 def test_killed_before_or_after_each_of_its_writes_it_goes_on_where_it_was(
@@ -286,7 +287,7 @@ def test_killed_before_or_after_each_of_its_writes_it_goes_on_where_it_was(
             if not process.alive:
                 process.wait()
                 process.start()
-            status = pipelines.wait_phase(name, "Succeeded", seconds=90)
+            status = pipelines.wait_phase(name, "Succeeded")
             assert (status["attempts"], status["stages"][0]["failures"]) == (2, 1), name
         point += 1
     assert point > 6

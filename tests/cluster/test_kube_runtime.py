@@ -213,7 +213,7 @@ def test_only_one_of_many_candidates_leads_at_a_time(admin: Client, namespace: s
     def stand(identity: str) -> None:
         election = LeaderElection(
             admin, name="leader", namespace=namespace, identity=identity,
-            lease_seconds=5, renew_seconds=3, retry_seconds=0.1,
+            lease_seconds=15, renew_seconds=10, retry_seconds=0.1,
         )  # fmt: skip
 
         def lead(stop: threading.Event) -> None:

@@ -62,11 +62,12 @@ def test_head_stays_away_if_asked(cluster: Cluster) -> None:
 
 
 def test_http_mode_runs_the_entry_point_again(cluster: Cluster) -> None:
-    cluster.rule("http", seconds=3)
+    cluster.rule("http", seconds=60)
     cluster.create(rayjob("http", submissionMode="HTTPMode", submitterConfig=None))
     first = cluster.wait_running("http")
     started = seconds_of(first["rayJobInfo"]["startTime"])
     cluster.wait(lambda: time.time() > started + 1, "another second, the API's smallest")
+    cluster.rule("http")  # the second run
     cluster.delete_pod(cluster.pods("head")[0])
     status = cluster.wait_state("http", SUCCEEDED)
     assert status["rayJobInfo"]["startTime"] > first["rayJobInfo"]["startTime"]
@@ -81,11 +82,12 @@ def test_http_mode_gives_an_unreachable_dashboard_up(cluster: Cluster) -> None:
 
 
 def test_submitter_with_retries_runs_the_entry_point_again(cluster: Cluster) -> None:
-    cluster.rule("retried", seconds=2)
+    cluster.rule("retried", seconds=60)
     cluster.create(rayjob("retried", submitterConfig={"backoffLimit": 2}))
     first = cluster.wait_running("retried")
+    cluster.rule("retried")  # the second run
     cluster.delete_pod(cluster.pods("head")[0])
-    status = cluster.wait_state("retried", SUCCEEDED, seconds=60)
+    status = cluster.wait_state("retried", SUCCEEDED)
     assert status["rayClusterName"] == first["rayClusterName"]
     assert status["rayJobInfo"]["startTime"] > first["rayJobInfo"]["startTime"]
 
@@ -107,23 +109,25 @@ def _head_condition(cluster: Cluster) -> Object:
 
 def test_image_that_cannot_be_pulled(cluster: Cluster) -> None:
     cluster.rule("image", head="image-pull")
-    cluster.create(rayjob("image", preRunningDeadlineSeconds=4))
+    cluster.create(rayjob("image"))
     cluster.wait_state("image", ("Initializing", "", ""))
     cluster.wait(lambda: _head_condition(cluster).get("reason") == "ImagePullBackOff", "the condition")
     assert _head_condition(cluster)["status"] == "False"
     assert cluster.pods("head")[0]["status"]["containerStatuses"][0]["state"]["waiting"]["reason"] == "ImagePullBackOff"
     copied = cluster.job("image")["status"]["rayClusterStatus"]["conditions"]
     assert "HeadPodReady" in [condition["type"] for condition in copied]
+    cluster.patch("image", {"spec": {"preRunningDeadlineSeconds": 1}})
     cluster.wait_state("image", ("Failed", "", "PreRunningDeadlineExceeded"))
 
 
 def test_head_that_fits_no_node(cluster: Cluster) -> None:
     huge = {"resources": {"requests": {"cpu": "100"}}}
-    cluster.create(rayjob("huge", head=huge, activeDeadlineSeconds=4))
+    cluster.create(rayjob("huge", head=huge))
     cluster.wait(lambda: cluster.events("FailedScheduling"), "the scheduler's word")
     (scheduled,) = [c for c in cluster.pods("head")[0]["status"]["conditions"] if c["type"] == "PodScheduled"]
     assert (scheduled["status"], scheduled["reason"]) == ("False", "Unschedulable")
     assert _head_condition(cluster)["reason"] == "Unknown"
+    cluster.patch("huge", {"spec": {"activeDeadlineSeconds": 1}})
     cluster.wait_state("huge", ("Failed", "", "DeadlineExceeded"))
 
 
@@ -133,9 +137,12 @@ def test_submitter_that_never_submits(cluster: Cluster) -> None:
     cluster.rule("bare", submitter="image-pull")
     names = ("homeless", "mute", "bare")
     for name in names:
-        cluster.create(rayjob(name, preRunningDeadlineSeconds=6, activeDeadlineSeconds=9))
+        cluster.create(rayjob(name))
     for name in names:
-        cluster.wait_state(name, ("Running", "", ""))
+        begun = seconds_of(cluster.wait_state(name, ("Running", "", ""))["startTime"])
+        soon = int(time.time() - begun) + 3
+        # the first of them is over now, and does not count any more
+        cluster.patch(name, {"spec": {"preRunningDeadlineSeconds": 1, "activeDeadlineSeconds": soon}})
     for name in names:
         cluster.wait_state(name, ("Failed", "", "DeadlineExceeded"))
 
@@ -234,7 +241,7 @@ def _disruption(pod: Object) -> str:
 
 
 def test_worker_out_of_memory_restarts_in_place(cluster: Cluster) -> None:
-    cluster.rule("oom", seconds=2, exit_code=23, events=[{"do": "oom", "pod": "worker"}])
+    cluster.rule("oom", seconds=6, exit_code=23, events=[{"do": "oom", "pod": "worker"}])
     cluster.create(rayjob("oom"))
     pod = _seen_worker(cluster, lambda pod: pod["status"].get("containerStatuses", [{}])[0].get("lastState"))
     status = pod["status"]["containerStatuses"][0]
@@ -248,10 +255,10 @@ def test_worker_out_of_memory_restarts_in_place(cluster: Cluster) -> None:
     [("preempt", "PreemptionByScheduler"), ("drain", "EvictionByEvictionAPI"), ("node-lost", "DeletionByTaintManager")],
 )
 def test_disrupted_worker_says_why_and_is_replaced(cluster: Cluster, event: str, reason: str) -> None:
-    cluster.rule("disrupted", seconds=5, shutdown_seconds=1, events=[{"do": event, "pod": "worker"}])
+    cluster.rule("disrupted", seconds=12, shutdown_seconds=4, events=[{"do": event, "pod": "worker"}])
     job = rayjob("disrupted")
     worker = job["spec"]["rayClusterSpec"]["workerGroupSpecs"][0]["template"]["spec"]
-    worker["terminationGracePeriodSeconds"] = 60
+    worker["terminationGracePeriodSeconds"] = 300
     cluster.create(job)
     ends = lambda pod: event == "node-lost" or "deletionTimestamp" in pod["metadata"]  # noqa: E731
     old = _seen_worker(cluster, lambda pod: _disruption(pod) == reason and ends(pod))

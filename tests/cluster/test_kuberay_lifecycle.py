@@ -45,7 +45,7 @@ def test_job_succeeds_and_its_cluster_goes(cluster: Cluster) -> None:
 
 
 def test_failed_job_is_first_running_and_failed(cluster: Cluster) -> None:
-    cluster.rule("user-error", exit_code=11, log="ValueError: no column 'text'\n", tail_seconds=1.0)
+    cluster.rule("user-error", exit_code=11, log="ValueError: no column 'text'\n", tail_seconds=5.0)
     cluster.create(rayjob("user-error"))
     cluster.wait_state("user-error", ("Running", "FAILED", ""))
     status = cluster.wait_state("user-error", ("Failed", "FAILED", "AppFailed"))
@@ -72,16 +72,17 @@ def test_stopped_job_is_complete(cluster: Cluster) -> None:
 
 
 def test_backoff_limit_makes_another_cluster(cluster: Cluster) -> None:
-    cluster.rule("again", exit_code=1, seconds=0.3)
+    cluster.rule("again", exit_code=1)
     cluster.create(rayjob("again", workers=0, backoffLimit=1))
-    first = cluster.wait_running("again")["rayClusterName"]
-    cluster.wait(lambda: cluster.job("again")["status"].get("failed") == 2, "two failures")
-    assert cluster.job("again")["status"]["rayClusterName"] != first
-    cluster.wait_state("again", ("Failed", "FAILED", "AppFailed"))
+    cluster.wait(lambda: cluster.job("again").get("status", {}).get("failed") == 2, "two failures")
+    status = cluster.wait_state("again", ("Failed", "FAILED", "AppFailed"))
+    made = {event["message"] for event in cluster.events("CreatedRayCluster")}
+    assert len(made) == 2
+    assert f"Created RayCluster {cluster.namespace}/{status['rayClusterName']}" in made
 
 
 def test_cluster_outlives_its_job_for_the_ttl(cluster: Cluster) -> None:
-    cluster.create(rayjob("ttl", workers=0, ttlSecondsAfterFinished=2))
+    cluster.create(rayjob("ttl", workers=0, ttlSecondsAfterFinished=8))
     name = cluster.wait_state("ttl", SUCCEEDED)["rayClusterName"]
     assert [c["metadata"]["name"] for c in cluster.all("rayclusters")] == [name]
     cluster.wait(lambda: not cluster.all("rayclusters"), "the RayCluster to go")
@@ -148,7 +149,7 @@ def test_job_created_suspended_makes_nothing_until_it_is_resumed(cluster: Cluste
 
 
 def test_suspended_while_it_runs_and_resumed(cluster: Cluster) -> None:
-    cluster.rule("pause", seconds=2)
+    cluster.rule("pause", seconds=60)
     cluster.create(rayjob("pause"))
     before = cluster.wait_running("pause")
     cluster.patch("pause", {"spec": {"suspend": True}})
@@ -157,6 +158,7 @@ def test_suspended_while_it_runs_and_resumed(cluster: Cluster) -> None:
     assert not emptied & set(status)
     assert status["startTime"] == before["startTime"]
     assert cluster.all("jobs") == []
+    cluster.rule("pause")  # the second run
     cluster.patch("pause", {"spec": {"suspend": False}})
     after = cluster.wait_state("pause", SUCCEEDED)
     assert after["jobId"] != before["jobId"] and after["rayClusterName"] != before["rayClusterName"]
@@ -216,11 +218,12 @@ def test_deleted_job_leaves_nothing(cluster: Cluster, state: str) -> None:
 
 
 def test_slow_finalizer_holds_the_job(cluster: Cluster) -> None:
-    cluster.rule("held", seconds=60, finalizer_seconds=1.5)
+    cluster.rule("held", seconds=60, finalizer_seconds=60)
     cluster.create(rayjob("held", workers=0))
     cluster.wait_running("held")
     cluster.kubectl("delete", "rayjob", "held", "--wait=false")
     assert "deletionTimestamp" in cluster.job("held")["metadata"]
+    cluster.rule("held", seconds=60)
     cluster.wait(lambda: not cluster.all("rayjobs"), "the RayJob to go")
 
 

@@ -83,7 +83,7 @@ def _furnish(cluster: Cluster) -> None:
 def test_entry_point_runs_in_the_environment_of_the_head(cluster: Cluster, tmp_path: Path) -> None:
     _furnish(cluster)
     cluster.create(attempt("run", tmp_path, more="; false", CODE="11"))
-    status = cluster.wait_state("run", ("Failed", "FAILED", "AppFailed"), seconds=60)
+    status = cluster.wait_state("run", ("Failed", "FAILED", "AppFailed"))
     lines = status["message"].splitlines()
     assert lines[0].startswith("Job entrypoint command failed with exit code 11") and lines[1] == "working"
     seen = json.loads((tmp_path / "out").read_text())
@@ -97,7 +97,7 @@ def test_entry_point_runs_in_the_environment_of_the_head(cluster: Cluster, tmp_p
 def test_entry_point_gets_sigterm_when_its_job_is_deleted(cluster: Cluster, tmp_path: Path) -> None:
     _furnish(cluster)
     cluster.create(attempt("stop", tmp_path, SECONDS_TO_RUN="60"))
-    cluster.wait((tmp_path / "out").exists, "the entry point to run", 60)
+    cluster.wait((tmp_path / "out").exists, "the entry point to run")
     cluster.kubectl("delete", "rayjob", "stop")
     cluster.wait((tmp_path / "out.term").exists, "its SIGTERM")
 
@@ -105,7 +105,7 @@ def test_entry_point_gets_sigterm_when_its_job_is_deleted(cluster: Cluster, tmp_
 def test_entry_point_of_a_suspended_job_is_killed_without_a_word(cluster: Cluster, tmp_path: Path) -> None:
     _furnish(cluster)
     cluster.create(attempt("cut", tmp_path, SECONDS_TO_RUN="60"))
-    cluster.wait((tmp_path / "out").exists, "the entry point to run", 60)
+    cluster.wait((tmp_path / "out").exists, "the entry point to run")
     cluster.patch("cut", {"spec": {"suspend": True}})
     cluster.wait(lambda: not cluster.all("pods", "ray.io/cluster"), "the pods to go")
     assert not (tmp_path / "out.term").exists()
@@ -113,7 +113,7 @@ def test_entry_point_of_a_suspended_job_is_killed_without_a_word(cluster: Cluste
 
 def test_log_of_the_submitter_is_that_of_the_entry_point(cluster: Cluster, tmp_path: Path) -> None:
     _furnish(cluster)
-    cluster.create(attempt("told", tmp_path, SECONDS_TO_RUN="1"))
+    cluster.create(attempt("told", tmp_path, SECONDS_TO_RUN="5"))
     cluster.wait_state("told", ("Running", "RUNNING", ""))
     (pod,) = cluster.all("pods", "ray.io/originated-from-cr-name=told")
     assert cluster.kubectl("logs", "--follow", pod["metadata"]["name"]) == "working\n"

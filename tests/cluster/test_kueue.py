@@ -55,7 +55,7 @@ def waiting(
 
 def wait_message(mine: Pipelines, name: str, words: str) -> None:
     """Wait until the stage of a pipeline says that."""
-    mine.wait(lambda: words in mine.stage(name, "text").get("message", ""), f"{name} to say: {words}", 60)
+    mine.wait(lambda: words in mine.stage(name, "text").get("message", ""), f"{name} to say: {words}")
 
 
 def test_a_queue_without_kueue_says_what_to_do(waiting: Pipelines) -> None:
@@ -114,7 +114,7 @@ def test_the_second_pipeline_waits_in_kueues_words_and_runs_after_the_first(
     executor: str,
 ) -> None:
     queue = kueue.make_queue(control_plane, namespace, ONE_AT_A_TIME)
-    kuberay.rule("first-*", namespace=namespace, seconds=5.0)
+    kuberay.rule("first-*", namespace=namespace, seconds=15.0)
     operator()
     mine = Pipelines(control_plane, namespace)
     cluster = {"executor": executor, "queue": queue}

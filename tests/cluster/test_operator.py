@@ -18,7 +18,7 @@ RAYJOB = {"executor": "RayJob", "groups": GROUPS}
 @pytest.fixture(scope="module", autouse=True)
 def replica(control_plane: ControlPlane, installed: None, kuberay: KubeRay) -> Iterator[Operator]:
     forget_leader(control_plane)
-    replica = start_operator(control_plane, "main", "--stop-seconds=5", "--silent-seconds=3")
+    replica = start_operator(control_plane, "main", "--stop-seconds=5", "--silent-seconds=20")
     yield replica
     replica.end_well()
 
@@ -44,8 +44,8 @@ def test_stages_run_one_after_the_other_to_the_end(pipelines: Pipelines, cluster
     }
     kind = "rayjobs" if "groups" in cluster else "jobs"
     assert sorted(thing["metadata"]["name"] for thing in pipelines.list(kind, "demo")) == ["demo-a-1", "demo-b-1"]
-    reasons = [reason for reason, _ in pipelines.events("demo")]
-    assert sorted(reasons) == ["AttemptStarted", "AttemptStarted", "Succeeded"]
+    told = ["AttemptStarted", "AttemptStarted", "Succeeded"]
+    pipelines.wait(lambda: sorted(reason for reason, _ in pipelines.events("demo")) == told, "its events")
     row = pipelines.kubectl("get", "camel", "demo", "--no-headers").split()
     assert row[:2] == ["demo", "Succeeded"]
     assert "2/2" in row
@@ -108,7 +108,7 @@ def test_what_ended_the_pods_decides_the_class(pipelines: Pipelines, kuberay: Ku
         retry = {"maxRetries": 0 if outcome == "Preemption" else 1, "backoffSeconds": 0.1}
         pipelines.apply(pipeline(name, cluster={} if name == "job" else RAYJOB, retry=retry))
     for name, (_, outcome) in cases.items():
-        stage = pipelines.wait_phase(name, "Succeeded", seconds=90)["stages"][0]
+        stage = pipelines.wait_phase(name, "Succeeded")["stages"][0]
         counts = (0, 1) if outcome == "Preemption" else (1, 0)
         assert (stage["history"][0]["outcome"], stage["failures"], stage["preemptions"]) == (outcome, *counts), stage
         assert stage["attempts"] == 2
@@ -117,7 +117,7 @@ def test_what_ended_the_pods_decides_the_class(pipelines: Pipelines, kuberay: Ku
 def test_an_image_that_does_not_exist_is_shown_while_it_waits(pipelines: Pipelines, kuberay: KubeRay) -> None:
     kuberay.rule("noimage-a-*", namespace=pipelines.namespace, head="image-pull")
     pipelines.apply(pipeline("noimage", cluster={**RAYJOB, "startTimeoutSeconds": 600}))
-    pipelines.wait(lambda: "Pull" in pipelines.status("noimage").get("message", ""), "the image to be named", 15)
+    pipelines.wait(lambda: "Pull" in pipelines.status("noimage").get("message", ""), "the image to be named")
     status = pipelines.status("noimage")
     assert status["stages"][0]["phase"] == "Provisioning"
     assert "registry.local/trainer:1" in status["message"]
@@ -125,8 +125,8 @@ def test_an_image_that_does_not_exist_is_shown_while_it_waits(pipelines: Pipelin
 
 def test_pods_that_fit_nowhere_are_shown_and_given_up(pipelines: Pipelines, kuberay: KubeRay) -> None:
     kuberay.rule("nofit-a-1", namespace=pipelines.namespace, head="unschedulable")
-    pipelines.apply(pipeline("nofit", cluster={**RAYJOB, "startTimeoutSeconds": 4}))
-    pipelines.wait(lambda: "Unschedulable" in pipelines.status("nofit").get("message", ""), "the scheduler's words", 15)
+    pipelines.apply(pipeline("nofit", cluster={**RAYJOB, "startTimeoutSeconds": 15}))
+    pipelines.wait(lambda: "Unschedulable" in pipelines.status("nofit").get("message", ""), "the scheduler's words")
     stage = pipelines.wait_phase("nofit", "Succeeded")["stages"][0]
     assert (stage["failures"], stage["history"][0]["outcome"]) == (1, "Infrastructure")
     assert stage["history"][0]["reason"] == "PreRunningDeadlineExceeded"
@@ -183,7 +183,7 @@ def test_a_stage_is_run_again_from_nothing_with_what_follows(pipelines: Pipeline
     pipelines.apply(pipeline("again"))
     pipelines.wait_phase("again", "Succeeded")
     pipelines.request("again", "retry a now")
-    pipelines.wait(lambda: pipelines.status("again")["handledRequest"] == "retry a now", "the request to be seen")
+    pipelines.wait(lambda: pipelines.status("again").get("handledRequest") == "retry a now", "the request to be seen")
     status = pipelines.wait_phase("again", "Succeeded")
     assert [s["attempts"] for s in status["stages"]] == [2, 2]
     environment = [
@@ -203,7 +203,7 @@ def test_pipelines_whose_attempts_would_have_one_name_both_run(pipelines: Pipeli
     status = pipelines.wait_phase("llama-sft", "Succeeded")
     assert [attempt["name"] for attempt in status["stages"][0]["history"]] == ["llama-sft-lora-2"]
     assert [job["metadata"]["name"] for job in pipelines.list("jobs", "llama")] == ["llama-sft-lora-1"]
-    assert "NameTaken" in [reason for reason, _ in pipelines.events("llama-sft")]
+    pipelines.wait(lambda: "NameTaken" in [reason for reason, _ in pipelines.events("llama-sft")], "word of the name")
 
 
 def test_deleting_a_pipeline_takes_its_children_with_it(pipelines: Pipelines, kuberay: KubeRay) -> None:
@@ -248,5 +248,5 @@ def test_a_quota_is_named_while_it_holds_an_attempt_up(pipelines: Pipelines) -> 
     pipelines.plane.request("POST", path, quota)
     pipelines.apply(pipeline("quota"))
     says: Callable[[], bool] = lambda: "exceeded quota" in pipelines.status("quota").get("message", "")  # noqa: E731
-    pipelines.wait(says, "the quota's words", 20)
+    pipelines.wait(says, "the quota's words")
     assert pipelines.stage("quota", "a")["phase"] == "Provisioning"

@@ -87,7 +87,7 @@ def test_the_operator_uses_every_right_it_has_and_lacks_none(
         pipelines.wait_phase(name, "Suspended")
     mine = "camelpipeline.camel-ray.dev/ray"
     gone = lambda: mine not in pipelines.kubectl("get", "camel", "-o", "name").splitlines()  # noqa: E731
-    control_plane.wait_for(gone, "the finished pipeline to go", seconds=90)
+    control_plane.wait_for(gone, "the finished pipeline to go")
     assert replica.process.alive
 
     seen = [event for event in control_plane.audit_log() if event["user"].get("username") == USER]

@@ -104,8 +104,8 @@ def test_a_namespace_that_takes_its_rights_back_stops_only_itself_and_goes_on_la
     first, second = (operator(name, *watching(*teams)) for name in ("one", "two"))
     control_plane.wait_for(lambda: leader(control_plane) == "one", "the first to lead")
     for team in teams:
-        world.rule("ends-a-1", namespace=team.namespace, seconds=8.0)
-        world.rule("lasts-a-1", namespace=team.namespace, seconds=25.0)
+        world.rule("ends-a-1", namespace=team.namespace, seconds=20.0)
+        world.rule("lasts-a-1", namespace=team.namespace, seconds=40.0)
         for name in ("ends", "lasts"):
             team.apply(pipeline(name))
     for team in teams:
@@ -127,7 +127,8 @@ def test_a_namespace_that_takes_its_rights_back_stops_only_itself_and_goes_on_la
     assert blind(third, closed, "camelpipelines")
     second.process.stop(graceful=True)
     first.process.stop(graceful=True)
-    control_plane.wait_for(lambda: leader(control_plane) == "three", "the third to lead", seconds=10)
+    assert leader(control_plane) in ("", "three")
+    control_plane.wait_for(lambda: leader(control_plane) == "three", "the third to lead")
     open_.apply(pipeline("newer"))
     for name in ("newer", "ends", "lasts"):
         open_.wait_phase(name, "Succeeded")
@@ -136,7 +137,7 @@ def test_a_namespace_that_takes_its_rights_back_stops_only_itself_and_goes_on_la
 
     grant(control_plane, closed.namespace)
     for name in ("new", "ends", "lasts"):
-        closed.wait_phase(name, "Succeeded", seconds=90)
+        closed.wait_phase(name, "Succeeded")
         assert attempts(closed, name) == [(1, 0), (1, 0)]
     said = log_of(third)
     for kind in ("camelpipelines", "pods"):
@@ -156,10 +157,10 @@ def test_nothing_is_decided_on_pods_that_may_not_be_seen(
     first = operator("one", *watching(*teams))
     half.apply(pipeline("runs"))
     half.wait_stage("runs", "a", "Running")
-    before = half.get("runs")["metadata"]["resourceVersion"]
     revoke(control_plane, half.namespace)
     grant(control_plane, half.namespace, "no-pods")
     first.process.stop(graceful=True)
+    before = half.get("runs")["metadata"]["resourceVersion"]
     second = operator("two", *watching(*teams))
     half.kubectl("delete", "job", "runs-a-1", "--cascade=orphan")  # its pod works on
     half.apply(pipeline("new"))
@@ -172,9 +173,9 @@ def test_nothing_is_decided_on_pods_that_may_not_be_seen(
 
     revoke(control_plane, half.namespace)
     grant(control_plane, half.namespace)
-    half.wait_phase("new", "Succeeded", seconds=90)
+    half.wait_phase("new", "Succeeded")
     half.kubectl("delete", "pods", "-l", "camel-ray.dev/pipeline=runs", "--wait=false")
-    half.wait_phase("runs", "Succeeded", seconds=90)
+    half.wait_phase("runs", "Succeeded")
     assert attempts(half, "runs") == [(2, 1), (1, 0)]
 
 
@@ -196,7 +197,7 @@ def test_a_replica_that_may_read_nothing_is_not_ready_and_lives_on(
     assert "503 the API server forbids to read" in unready()
     assert replica.page("/healthz") == "ok\n"
     grant(control_plane, teams[1].namespace)
-    control_plane.wait_for(lambda: not unready(), "one namespace to be enough", seconds=60)
+    control_plane.wait_for(lambda: not unready(), "one namespace to be enough")
     assert metric(replica, "camel_ray_reflector_age_seconds") < 65
     teams[1].apply(pipeline("demo"))
     teams[1].wait_phase("demo", "Succeeded")

@@ -9,6 +9,7 @@ may break a rule of `rig.invariants`. More rounds: CAMEL_RAY_SCHEDULE_ROUNDS.
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import random
@@ -16,7 +17,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,6 +29,7 @@ from rig.history import history
 from rig.invariants import RESOURCES, violations
 from rig.operator import ACCOUNT, NAMESPACE, Operator, forget_leader, install, leader
 from rig.pipelines import Pipelines, pipeline
+from rig.process import RigError
 from rig.proxy import Fault, FaultProxy
 
 ROUNDS = int(os.environ.get("CAMEL_RAY_SCHEDULE_ROUNDS", "4"))
@@ -131,8 +133,10 @@ class Trouble:
         """Start replicas that have ended, as a Deployment does."""
         for operator, proxy in self._replicas.values():
             if not operator.process.alive:
-                if leader(self._plane) == operator.identity and self._dice.random() < 0.7:
-                    forget_leader(self._plane)  # else every kill costs the 15 s of a lease
+                # This may run while the apiserver is away: then the lease is waited for.
+                with suppress(OSError, RigError, http.client.HTTPException):
+                    if leader(self._plane) == operator.identity and self._dice.random() < 0.7:
+                        forget_leader(self._plane)  # else every kill costs the 15 s of a lease
                 proxy.rule = lambda method, path: None
                 operator.process.start()
 
@@ -193,7 +197,6 @@ def world(control_plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory)
         yield kuberay
 
 
-@pytest.mark.timeout(400)
 @pytest.mark.parametrize("seed", range(ROUNDS))
 def test_every_pipeline_comes_to_its_end_and_no_rule_is_broken(
     control_plane: ControlPlane, operator: Callable[..., Operator], namespace: str, world: KubeRay, seed: int
@@ -229,7 +232,7 @@ def test_every_pipeline_comes_to_its_end_and_no_rule_is_broken(
                 control_plane.wait_for(
                     lambda mine=mine: trouble.revive() or end_of(pipelines, mine.name) in mine.ends,
                     f"{mine} to come to its end",
-                    seconds=150,
+                    seconds=300,
                 )
             except Exception as error:
                 error.add_note(state_of(pipelines, mine.name))

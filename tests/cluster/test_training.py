@@ -79,7 +79,6 @@ def steps_done(pipelines: Pipelines, name: str, stage: str) -> int:
     return int(told["done"]) if told.get("task") == "train" else 0
 
 
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize("executor", ["Job", "RayJob"])
 def test_a_pipeline_applied_with_kubectl_trains_a_model(
     pipelines: Pipelines, tmp_path: Path, rows: Path, executor: str
@@ -100,7 +99,6 @@ def test_a_pipeline_applied_with_kubectl_trains_a_model(
     assert (model / "model.safetensors").stat().st_size > 10_000
 
 
-@pytest.mark.timeout(600)
 def test_a_suspended_job_saves_a_checkpoint_and_goes_on_from_it(
     pipelines: Pipelines, tmp_path: Path, rows: Path
 ) -> None:
@@ -109,7 +107,7 @@ def test_a_suspended_job_saves_a_checkpoint_and_goes_on_from_it(
     pipelines.apply(spec)
     pipelines.wait(lambda: steps_done(pipelines, "pause", "base") > 5, "some steps", 300)
     pipelines.patch_spec("pause", suspend=True)
-    status = pipelines.wait_phase("pause", "Suspended", seconds=120)
+    status = pipelines.wait_phase("pause", "Suspended")
     assert status["stages"][2]["history"][0]["outcome"] == "Stopped"
     checkpoints = tmp_path / "storage/pause/stages/base/work/checkpoints"
     saved = [int(path.parent.name.rpartition("-")[2]) for path in checkpoints.glob("*/manifest.json")]
@@ -117,6 +115,6 @@ def test_a_suspended_job_saves_a_checkpoint_and_goes_on_from_it(
     pipelines.patch_spec("pause", suspend=False)
     goes_on = f"continues at step {saved[0]}"
     progress = tmp_path / "storage/pause/stages/base/progress.jsonl"
-    pipelines.wait(lambda: goes_on in progress.read_text(), goes_on, 120)
+    pipelines.wait(lambda: goes_on in progress.read_text(), goes_on)
     pipelines.request("pause", "cancel - 1")
-    assert pipelines.wait_phase("pause", "Cancelled", seconds=120)["stages"][2]["failures"] == 0
+    assert pipelines.wait_phase("pause", "Cancelled")["stages"][2]["failures"] == 0

@@ -22,8 +22,6 @@ from rig.pipelines import Object, Pipelines, pipeline
 from rig.release import NAMESPACE, Release
 from rig.training import CONFIG
 
-pytestmark = pytest.mark.timeout(600)
-
 WORDS = {
     "data": "210 rows to train on, 30 held out",
     "tokenizer": "tokens in the vocabulary",
@@ -97,7 +95,7 @@ class CommandLine:
         self._running[" ".join(arguments)] = (process, err)
 
         def result() -> str:
-            code = process.wait(60)
+            code = process.wait(180)
             assert code == 0, f"{arguments} ended with {code}: {err.read_text()}\n{out.read_text()[-3000:]}"
             return out.read_text()
 
@@ -243,8 +241,11 @@ def check_figures(states: Sequence[Object], stages: Path) -> None:
         events = [json.loads(line) for line in (stages / name / "progress.jsonl").read_text().splitlines()]
         steps = {e["done"]: e["metrics"] for e in events if e.get("task") == task and e.get("metrics")}
         seen = [told for told in running[name] if told["task"] == task]
-        assert seen and [told["done"] for told in seen] == sorted(told["done"] for told in seen), (name, running[name])
+        assert any(told["done"] for told in seen), (name, running[name])
+        assert [told["done"] for told in seen] == sorted(told["done"] for told in seen), (name, running[name])
         for told in seen:
+            if not told["done"]:
+                continue  # before the first step there are no figures of it
             share = 100 * told["done"] // told["total"]
             assert {f: told["metrics"][f] for f in figures} == {f: steps[told["done"]][f] for f in figures}
             assert told["percentage"] == share

@@ -18,7 +18,6 @@ from rig.pipelines import Object, Pipelines, pipeline
 from rig.release import SCRATCH_CLASS, Release
 from rig.training import CONFIG, ENVIRONMENT, machine
 
-pytestmark = pytest.mark.timeout(900)
 ROWS = [{"text": f"row {i} says {i * i} words about camels and rays"} for i in range(200)]
 
 
@@ -88,7 +87,7 @@ def test_head_and_workers_share_a_mirror_that_nobody_had_to_make(
     literals = [f"--from-literal=AWS_ACCESS_KEY_ID={KEY}", f"--from-literal=AWS_SECRET_ACCESS_KEY={SECRET}"]
     pipelines.kubectl("create", "secret", "generic", "storage", *literals)
     pipelines.apply(manifest(s3))
-    pipelines.wait(lambda: claims(pipelines) == [("remote-scratch", "Bound", "1Gi")], "the claim", 60)
+    pipelines.wait(lambda: claims(pipelines) == [("remote-scratch", "Bound", "1Gi")], "the claim")
     status = pipelines.wait_phase("remote", "Succeeded", seconds=600)
     assert [(s["attempts"], s["result"]["code"]) for s in status["stages"]] == [(1, 0), (1, 0)]
     model = status["stages"][1]["result"]["artifacts"][0]
@@ -101,7 +100,7 @@ def test_head_and_workers_share_a_mirror_that_nobody_had_to_make(
     assert SECRET not in told
     assert all(SECRET.encode() not in s3.content(name) for name in s3.names("runs/") if name.endswith("l"))
     pipelines.kubectl("delete", "camel", "remote")
-    pipelines.wait(lambda: not claims(pipelines), "the claim to go with its pipeline", 120)
+    pipelines.wait(lambda: not claims(pipelines), "the claim to go with its pipeline")
 
 
 def claims(pipelines: Pipelines) -> list[tuple[str, str, str]]:

@@ -60,7 +60,7 @@ def wait_leader(plane: ControlPlane, *, other_than: str = "") -> str:
         pod = leader(plane).rpartition("-")[0]  # identities are the host name and a random part
         return pod if pod != other_than and pod in operators(plane) else ""
 
-    return str(plane.wait_for(leads, "a leader", 60))
+    return str(plane.wait_for(leads, "a leader"))
 
 
 def taken_reports(plane: ControlPlane) -> int:
@@ -158,7 +158,7 @@ def test_pods_report_over_tls_with_the_certificate_that_the_operator_made(
     before = taken_reports(plane)
     text = {"name": "text", "data": {"source": "builtin://python-docs/text", "limit": 20}}
     pipelines.apply(pipeline("told", text, cluster={"image": TRAINER}))
-    (stage,) = pipelines.wait_phase("told", "Succeeded", seconds=120)["stages"]
+    (stage,) = pipelines.wait_phase("told", "Succeeded")["stages"]
     assert stage["result"]["code"] == 0 and taken_reports(plane) > before
     (pod,) = pipelines.list("pods", "told")
     variables = {v["name"]: v.get("value") for v in pod["spec"]["containers"][0]["env"]}

@@ -6,6 +6,7 @@ import json
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -38,11 +39,15 @@ class ApiError(Exception):
 
     @property
     def outdated(self) -> bool:
-        """Whether the request was decided on what is no more, or in a namespace that goes: the next look knows better.
-
-        Anything else is worth a word in the log.
-        """
+        """Whether it was decided on what is no more, or in a namespace that goes: the next look knows better."""
         return self.status in (404, 409) or (self.status == 403 and "being terminated" in str(self))
+
+    def tell(self) -> None:
+        """Write it to the log: a line if the apiserver was away or busy, and where it came from if it is a mistake."""
+        if self.status in (0, 429) or self.status >= 500:
+            print(f"the next look tries again: {self.status} {self}", file=sys.stderr, flush=True)
+        elif not self.outdated:
+            traceback.print_exception(self)
 
 
 def key_of(obj: Mapping[str, Any]) -> Key:

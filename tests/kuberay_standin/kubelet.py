@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import threading
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -131,8 +130,7 @@ class Kubelet:
             try:
                 self._tick(pod, now)
             except ApiError as error:
-                if not error.outdated:
-                    traceback.print_exc()
+                error.tell()
         for uid in self._sandboxes.keys() - {pod["metadata"]["uid"] for pod in pods}:
             self._end_all(None, self._sandboxes.pop(uid))
 

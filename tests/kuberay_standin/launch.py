@@ -59,7 +59,7 @@ class KubeRay:
         new.replace(self._script)
 
     def log(self) -> str:
-        """What it has written: the tracebacks of passes that failed."""
+        """What it has written: the tracebacks of passes that failed, and when the apiserver did not answer."""
         return self._process.log_tail(1000)
 
     def close(self) -> None:

@@ -76,9 +76,9 @@ class Machines:
     def _submitter(self, pod: Object, now: float) -> Program:
         namespace = pod["metadata"]["namespace"]
         job = self._mirror.get("rayjobs", namespace, pod["metadata"]["labels"][manifests.CR_NAME])
-        if job is None:  # deleted a moment ago
+        status = job["status"] if job else {}
+        if job is None or "rayClusterName" not in status:  # deleted or suspended a moment ago
             return Played(shutdown=self._pace.shutdown)
-        status = job["status"]
         cluster, behaviour = (namespace, status["rayClusterName"]), self._script.of(*key_of(job))
         entrypoint = job["spec"].get("entrypoint", "")
         return Submitter(self.dashboards, cluster, status["jobId"], entrypoint, behaviour, self._pace, now)

@@ -111,12 +111,13 @@ class Script:
     """The rules of a file, read again when it changes. Without a file everything succeeds."""
 
     def __init__(self, path: Path | None) -> None:
-        self._path, self._stamp = path, -1
+        self._path = path
+        self._stamp: tuple[int, int, int] | None = None
         self._rules: list[tuple[str, str, Behaviour]] = []
 
     def of(self, namespace: str, name: str) -> Behaviour:
         """The behaviour of an object. Raises ScriptError."""
-        if self._path and self._path.exists() and (stamp := self._path.stat().st_mtime_ns) != self._stamp:
+        if self._path and self._path.exists() and (stamp := _stamp(self._path)) != self._stamp:
             try:
                 self._rules = [_rule(raw) for raw in json.loads(self._path.read_text())]
             except json.JSONDecodeError as error:
@@ -124,6 +125,12 @@ class Script:
             self._stamp = stamp
         fits = [b for where, what, b in self._rules if fnmatchcase(namespace, where) and fnmatchcase(name, what)]
         return fits[-1] if fits else Behaviour()
+
+
+def _stamp(path: Path) -> tuple[int, int, int]:
+    """What tells one state of a file from the next; two that are written within a tick of the clock have one time."""
+    found = path.stat()
+    return found.st_ino, found.st_mtime_ns, found.st_size
 
 
 def _rule(raw: dict[str, Any]) -> tuple[str, str, Behaviour]:

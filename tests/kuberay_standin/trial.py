@@ -50,10 +50,10 @@ class Cluster:
         status = self.job(name).get("status", {})
         return tuple(status.get(field, "") for field in ("jobDeploymentStatus", "jobStatus", "reason"))
 
-    def wait(self, condition: Callable[[], Any], what: str, seconds: float = 30) -> Any:
+    def wait(self, condition: Callable[[], Any], what: str, seconds: float = 120) -> Any:
         return self._plane.wait_for(condition, what, seconds)
 
-    def wait_state(self, name: str, *states: tuple[str, str, str], seconds: float = 30) -> Object:
+    def wait_state(self, name: str, *states: tuple[str, str, str], seconds: float = 120) -> Object:
         """The status once it is one of `states`."""
         try:
             self.wait(lambda: self.state(name) in states, f"{name} to be {states}", seconds)

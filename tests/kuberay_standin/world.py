@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -68,8 +67,7 @@ def _look(reconcile: Callable[[Object, float], None], obj: Object, now: float) -
     try:
         reconcile(obj, now)
     except ApiError as error:
-        if not error.outdated:
-            traceback.print_exc()
+        error.tell()
 
 
 def _rayjob_of(resource: str, obj: Object) -> Key | None:

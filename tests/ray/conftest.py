@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -22,8 +21,13 @@ import psutil
 import pytest
 
 from camel_ray.ray_session import ensure_ray, shut_down_ray
+from rig.process import free_ports
+
+# A node is there once its agents run, Python programs that a busy machine starts slowly; Ray's own limit is 30 s.
+os.environ.setdefault("RAY_raylet_start_wait_time_s", "300")
 
 _STORE_BYTES = 80 * 2**20
+_START_SECONDS = 300.0
 _HEAD_ID = "f" * 51 + "00000"  # the autoscaler's fake provider numbers its nodes in this form
 _COMMANDS = (
     "initialization_commands",
@@ -51,11 +55,12 @@ def ray_cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[StartCluster]:
     def start(*nodes: Mapping[str, Any]) -> None:
         shut_down_ray()
         head = {"num_cpus": 0, "include_dashboard": False, "object_store_memory": _STORE_BYTES}
-        cluster = Cluster(initialize_head=True, head_node_args=head)
+        head["dashboard_agent_listen_port"] = 0  # any: Ray's own choice is one fixed port, which another Ray may hold
+        cluster = Cluster()
         started.append(cluster)
-        for node in nodes:
-            cluster.add_node(object_store_memory=_STORE_BYTES, wait=False, **node)
-        cluster.wait_for_nodes()
+        for node in (head, *({"object_store_memory": _STORE_BYTES, **node} for node in nodes)):
+            cluster.add_node(wait=False, **node)
+        cluster.wait_for_nodes(timeout=_START_SECONDS)
         monkeypatch.setenv("RAY_ADDRESS", cluster.address)
         ensure_ray(cores=1)
 
@@ -78,9 +83,7 @@ def autoscaling_ray(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator
         import ray
 
         host = ray.util.get_node_ip_address()
-        with socket.socket() as probe:
-            probe.bind((host, 0))
-            port = probe.getsockname()[1]
+        port, client_port = free_ports(2)
         config = {
             "cluster_name": "grows",
             "max_workers": 8,
@@ -117,6 +120,8 @@ def autoscaling_ray(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator
         command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", f"--port={port}", "--num-cpus=0"]
         command += [
             f"--autoscaling-config={path}",
+            f"--ray-client-server-port={client_port}",
+            "--dashboard-agent-listen-port=0",
             "--include-dashboard=false",
             f"--object-store-memory={_STORE_BYTES}",
         ]
@@ -132,7 +137,7 @@ def autoscaling_ray(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator
 
 def _stop_marked(mark: str) -> None:
     """End the processes that carry this test's mark in their environment: ours, whoever their parent is now."""
-    until = time.monotonic() + 20
+    until = time.monotonic() + 120
     while time.monotonic() < until:
         ours = []
         for process in psutil.process_iter():

@@ -187,7 +187,7 @@ def models(directory: Path, *, zero: int, rank: int, world: int) -> dict[str, An
 def main() -> None:
     rank, world, endpoint, directory = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], Path(sys.argv[4])
     torch.set_num_threads(1)
-    join_process_group(endpoint, rank=rank, world=world, timeout_seconds=120)
+    join_process_group(endpoint, rank=rank, world=world, timeout_seconds=1200)
     seen = {}
     for argument in sys.argv[5:]:
         if argument.startswith("models"):

@@ -67,7 +67,7 @@ def start(directory: Path, stage: str) -> subprocess.Popen[str]:
 
 
 def end(process: subprocess.Popen[str]) -> dict[str, Any]:
-    out, err = process.communicate(timeout=500)
+    out, err = process.communicate(timeout=1500)
     last = out.splitlines()[-1]
     assert last.startswith(RESULT_MARK), out + err
     result: dict[str, Any] = json.loads(last.removeprefix(RESULT_MARK))

@@ -56,7 +56,7 @@ def run(world: int, directory: Path, *scenarios: str) -> list[Seen]:
         for rank in range(world)
     ]
     for rank, process in enumerate(ranks):
-        output, _ = process.communicate(timeout=300)
+        output, _ = process.communicate(timeout=1500)
         assert process.returncode == 0, f"rank {rank}:\n{output[-4000:]}"
     return [torch.load(directory / f"world{world}-rank{rank}.pt", weights_only=False) for rank in range(world)]
 

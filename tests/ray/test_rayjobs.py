@@ -42,7 +42,7 @@ def submit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Submit]:
     cluster = Cluster(initialize_head=True, head_node_args=head)
     for _ in range(2):
         cluster.add_node(num_cpus=1, labels={GROUP: "cpu"}, object_store_memory=STORE_BYTES, wait=False)
-    cluster.wait_for_nodes()
+    cluster.wait_for_nodes(timeout=300)
     wait_until(lambda: is_healthy(agent), 180)  # KubeRay submits no job before this probe of the head succeeds, either
     client = JobSubmissionClient(f"http://127.0.0.1:{port}")
 
@@ -50,7 +50,7 @@ def submit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Submit]:
         (tmp_path / SPEC_KEY).write_text(yaml.safe_dump(pipeline))
         command = config_map_and_rayjob(JOBS / "rayjobs/sft.yaml")[1]["spec"]["entrypoint"]
         job = client.submit_job(entrypoint=command.replace("/etc/camel-ray", str(tmp_path)))
-        until = time.monotonic() + 400
+        until = time.monotonic() + 900
         while not client.get_job_status(job).is_terminal() and time.monotonic() < until:
             time.sleep(0.2)
         return client.get_job_status(job).value, client.get_job_logs(job)

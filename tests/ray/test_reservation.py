@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -62,14 +61,14 @@ def labels_of_hosts(placement: Placement, reservation: Reservation) -> list[str]
         for plan in placement.groups
         for rank in range(plan.size)
     ]
-    labels = ray.get([host.labels.remote() for host in hosts], timeout=60)
+    labels = ray.get([host.labels.remote() for host in hosts], timeout=600)
     return [label[GROUP_LABEL] for label in labels]
 
 
 def test_hosts_live_on_the_nodes_of_their_worker_groups(ray_cluster: Callable[..., None], progress: Progress) -> None:
     ray_cluster({"num_cpus": 1, "labels": TRAIN}, {"num_cpus": 1, "labels": TRAIN}, {"num_cpus": 2, "labels": ROLLOUT})
     placement = placement_of(train=2, rollout=2)
-    reservation = reserve(placement, autoscaling=False, limit_seconds=30, progress=progress)
+    reservation = reserve(placement, autoscaling=False, limit_seconds=600, progress=progress)
     assert labels_of_hosts(placement, reservation) == ["train", "train", "rollout", "rollout"]
     reservation.release()
     states = {entry["state"] for entry in placement_group_table().values()}
@@ -80,9 +79,9 @@ def test_too_many_devices_and_wrong_labels_are_refused_in_seconds_with_a_table(
     ray_cluster: Callable[..., None], progress: Progress
 ) -> None:
     ray_cluster({"num_cpus": 2, "num_gpus": 2, "labels": TRAIN}, {"num_cpus": 2, "labels": ROLLOUT})
-    start = time.monotonic()
+    # Beyond the time limit of the test: nothing waits for the placement's.
     with pytest.raises(SpecError) as refused:
-        reserve(placement_of(train=4, rollout=3, gpus=1), autoscaling=False, limit_seconds=600, progress=progress)
+        reserve(placement_of(train=4, rollout=3, gpus=1), autoscaling=False, limit_seconds=7200, progress=progress)
     assert str(refused.value).splitlines() == [
         "the placement does not fit the cluster (3 nodes), which does not grow; lower `workers`, name another `group` "
         "or other `labels`, or enlarge the cluster:",
@@ -91,22 +90,24 @@ def test_too_many_devices_and_wrong_labels_are_refused_in_seconds_with_a_table(
         "  rollout                 3 GPU on camel-ray.dev/group=rollout  0 GPU on 1 node  3 GPU",
     ]
     with pytest.raises(SpecError, match=r"no node has camel-ray.dev/group=trian; there is rollout, train"):
-        reserve(placement_of(group="trian"), autoscaling=False, limit_seconds=600, progress=progress)
-    assert time.monotonic() - start < 60  # not the limit
+        reserve(placement_of(group="trian"), autoscaling=False, limit_seconds=7200, progress=progress)
     assert placement_group_table() == {}  # nothing was reserved for what cannot fit
 
 
-def test_devices_in_use_are_waited_for_up_to_the_limit(ray_cluster: Callable[..., None], progress: Progress) -> None:
+def test_devices_in_use_are_waited_for_up_to_the_limit(
+    ray_cluster: Callable[..., None], progress: Progress, tmp_path: Path
+) -> None:
     ray_cluster({"num_cpus": 2, "labels": TRAIN}, {"num_cpus": 1, "labels": ROLLOUT})
-    first = reserve(placement_of(), autoscaling=False, limit_seconds=30, progress=progress)
-    with pytest.raises(RetryableError, match=r"did not become free .* within 4 s \(limits.placementSeconds\)"):
-        reserve(placement_of(), autoscaling=False, limit_seconds=4, progress=progress)
+    others = Progress(tmp_path / "others.jsonl")  # where a slow machine may have a word about free devices, too
+    first = reserve(placement_of(), autoscaling=False, limit_seconds=600, progress=others)
+    with pytest.raises(RetryableError, match=r"did not become free .* within 10 s \(limits.placementSeconds\)"):
+        reserve(placement_of(), autoscaling=False, limit_seconds=10, progress=progress)
     assert notes(progress) == [
         "waiting for devices that others use or that are starting: actor+critic+reference (2 CPU on "
         "camel-ray.dev/group=train), rollout (1 CPU on camel-ray.dev/group=rollout)"
     ]
     first.release()
-    reserve(placement_of(), autoscaling=False, limit_seconds=30, progress=progress).release()
+    reserve(placement_of(), autoscaling=False, limit_seconds=600, progress=others).release()
 
 
 def test_a_growing_cluster_is_waited_for_and_the_note_names_what_is_missing(
@@ -120,11 +121,11 @@ def test_a_growing_cluster_is_waited_for_and_the_note_names_what_is_missing(
         }
     )
     placement = placement_of(train=2, rollout=1)
-    reservation = reserve(placement, autoscaling=True, limit_seconds=60, progress=progress)
+    reservation = reserve(placement, autoscaling=True, limit_seconds=900, progress=progress)
     said = notes(progress)
     assert said[0] == (
         "waiting for the cluster to grow: missing 2 x {CPU: 1} on camel-ray.dev/group=train for "
-        "actor+critic+reference, 1 x {CPU: 1} on camel-ray.dev/group=rollout for rollout; at most 60 s"
+        "actor+critic+reference, 1 x {CPU: 1} on camel-ray.dev/group=rollout for rollout; at most 900 s"
     )
     assert said[-1] == "all devices of the placement are reserved"
     assert len(said) == len(set(said)) <= 6  # said again only when it changes

@@ -190,7 +190,7 @@ class ControlPlane:
             self.restart("kube-controller-manager")
 
     def request(
-        self, method: str, path: str, body: object = None, *, content: str = "application/json", timeout: float = 10
+        self, method: str, path: str, body: object = None, *, content: str = "application/json", timeout: float = 60
     ) -> dict[str, Any]:
         """One request as admin, without retries. Raises RequestError if it is refused, OSError if nobody answers."""
         connection = http.client.HTTPSConnection(self.host, self.port, timeout=timeout, context=self._tls())
@@ -227,12 +227,12 @@ class ControlPlane:
         process.start()
         self.wait_ready()
 
-    def wait_ready(self, seconds: float = 60) -> None:
+    def wait_ready(self, seconds: float = 180) -> None:
         """Wait until etcd is healthy and the apiserver says that it is ready."""
         self.wait_for(lambda: self.etcd("GET", "/health").get("health") == "true", "etcd to be healthy", seconds)
         self.wait_for(lambda: self.request("GET", "/readyz"), "the apiserver to be ready", seconds)
 
-    def wait_for(self, condition: Callable[[], object], what: str, seconds: float = 30) -> Any:
+    def wait_for(self, condition: Callable[[], object], what: str, seconds: float = 120) -> Any:
         """Call `condition` until it returns something true, and return that. A request that fails counts as not yet.
 
         Raises RigError with the ends of the logs when time is over, or when a process has died meanwhile that was not
@@ -268,7 +268,7 @@ class ControlPlane:
 
     def etcd(self, method: str, path: str, body: object = None) -> dict[str, Any]:
         """One request to etcd's own JSON API. Raises RequestError if it is refused, OSError if nobody answers."""
-        connection = http.client.HTTPConnection(HOST, self.etcd_port, timeout=10)
+        connection = http.client.HTTPConnection(HOST, self.etcd_port, timeout=60)
         return _json(connection, method, path, {}, body)
 
     def compact(self) -> None:
@@ -320,7 +320,7 @@ class ControlPlane:
             *(self._audit_flags() if self._audit else ()),
             *(_READABLE if self.keeps_history else ()),
         )
-        self.wait_for(self.ca_file.exists, "the apiserver to write its certificate", 60)
+        self.wait_for(self.ca_file.exists, "the apiserver to write its certificate")
         for user, token in tokens.items():
             self._write_kubeconfig(user, token)
         self.wait_ready()

@@ -36,7 +36,7 @@ def history(control_plane: ControlPlane, *resources: str) -> Iterator[Change]:
     last = f"/registry/rig/end-{secrets.token_hex(4)}"
     control_plane.etcd("POST", "/v3/kv/put", {"key": _base64(last)})
     everything = {"key": _base64("/registry/"), "range_end": _base64("/registry0"), "start_revision": 1}
-    connection = http.client.HTTPConnection(HOST, control_plane.etcd_port, timeout=10)
+    connection = http.client.HTTPConnection(HOST, control_plane.etcd_port, timeout=60)
     try:
         connection.request("POST", "/v3/watch", json.dumps({"create_request": everything}))
         for line in connection.getresponse():

@@ -23,7 +23,7 @@ from camel_ray.operator.kube.lease import LeaderElection, LeaseLost
 kubeconfig, namespace, identity = sys.argv[1:]
 client = Client(from_kubeconfig(kubeconfig), manager="test")
 election = LeaderElection(client, name="leader", namespace=namespace, identity=identity,
-                          lease_seconds=3, renew_seconds=2, retry_seconds=0.3)
+                          lease_seconds=9, renew_seconds=6, retry_seconds=0.3)
 
 def lead(stop):
     print("leads", election.is_leader, flush=True)

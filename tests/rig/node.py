@@ -210,7 +210,7 @@ class Node:
         self._spawn("coredns", str(self._tools["coredns"]), "-conf", f"{etc}/Corefile")
         containerd = ("ctr", "--address", _SOCKET, "version")
         self.plane.wait_for(lambda: self.exec(*containerd), "containerd to answer")
-        self.plane.wait_for(self._ready, "the node to be ready", 60)
+        self.plane.wait_for(self._ready, "the node to be ready", 180)
         self.plane.wait_for(lambda: _answers(10256, "/healthz"), "kube-proxy to have written its rules")
         self.plane.wait_for(lambda: _answers(8181, "/ready"), "CoreDNS to have seen the services")
 
@@ -403,7 +403,7 @@ def _make_cgroups() -> Sequence[Path]:
 
 def _remove_cgroups() -> None:
     """Remove what is left of a node; its processes may need a moment to be gone."""
-    end = time.monotonic() + 10
+    end = time.monotonic() + 60
     for group in _cgroups():
         while group.exists():
             for folder, _, _ in os.walk(group, topdown=False):

@@ -35,7 +35,7 @@ class Operator:
 
     def page(self, path: str = "/metrics") -> str:
         """What it serves at a path: `/metrics`, `/healthz`, `/readyz`. Raises RigError or OSError while it does not."""
-        connection = http.client.HTTPConnection(HOST, self.metrics_port, timeout=5)
+        connection = http.client.HTTPConnection(HOST, self.metrics_port, timeout=60)
         try:
             connection.request("GET", path)
             response = connection.getresponse()

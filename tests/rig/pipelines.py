@@ -73,11 +73,11 @@ class Pipelines:
         """Ask for something by the annotation."""
         self.kubectl("annotate", "camel", name, f"camel-ray.dev/request={request}", "--overwrite")
 
-    def wait(self, condition: Callable[[], Any], what: str, seconds: float = 60) -> Any:
+    def wait(self, condition: Callable[[], Any], what: str, seconds: float = 180) -> Any:
         """Wait for a condition."""
         return self.plane.wait_for(condition, what, seconds)
 
-    def wait_phase(self, name: str, phase: str, seconds: float = 60) -> Object:
+    def wait_phase(self, name: str, phase: str, seconds: float = 180) -> Object:
         """Wait for the pipeline's phase; the status then."""
         try:
             self.wait(lambda: self.phase(name) == phase, f"pipeline {name} to be {phase}", seconds)
@@ -85,7 +85,7 @@ class Pipelines:
             raise AssertionError(f"{name}: {json.dumps(self.status(name), indent=1)[:4000]}") from error
         return self.status(name)
 
-    def wait_stage(self, name: str, stage: str, phase: str, seconds: float = 60) -> Object:
+    def wait_stage(self, name: str, stage: str, phase: str, seconds: float = 180) -> Object:
         """Wait for the phase of a stage; its status then."""
         try:
             self.wait(lambda: self.stage(name, stage).get("phase") == phase, f"{name}/{stage} to be {phase}", seconds)

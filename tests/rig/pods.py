@@ -35,7 +35,7 @@ def run(plane: ControlPlane, namespace: str, image: str, *args: str, command: Se
     def phase() -> str:
         return str(plane.request("GET", f"{pods}/{name}")["status"].get("phase"))
 
-    plane.wait_for(lambda: phase() in ("Succeeded", "Failed"), f"pod {name} to end", 60)
+    plane.wait_for(lambda: phase() in ("Succeeded", "Failed"), f"pod {name} to end", 180)
     printed = plane.kubectl("-n", namespace, "logs", name)
     assert phase() == "Succeeded", printed
     return printed

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import random
 import signal
 import socket
 import subprocess
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -14,6 +16,8 @@ HOST = "127.0.0.1"
 CACHE = Path(os.environ.get("CAMEL_RAY_CACHE") or "~/.cache/camel-ray").expanduser() / "rig"
 """Where the rig keeps what it builds; tests/rig/build.sh says the same."""
 _BUILD = Path(__file__).with_name("build.sh")
+_taken: list[int] = []
+"""Descriptors of the files by which this process holds its ports."""
 
 
 class RigError(RuntimeError):
@@ -29,7 +33,10 @@ def find_tools(*names: str) -> dict[str, Path]:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports nobody listens on. They lie below the range of outgoing connections, so a restart finds its port free."""
+    """Ports nobody listens on. They lie below the range of outgoing connections, so a restart finds its port free.
+
+    They are this process's until it ends: nobody else of this user who asks here gets them.
+    """
     ports: list[int] = []
     while len(ports) < count:
         port = random.SystemRandom().randrange(20000, 32000)
@@ -39,9 +46,23 @@ def free_ports(count: int) -> list[int]:
                 probe.bind((HOST, port))
             except OSError:
                 continue
-        if port not in ports:
+        if _take(port):
             ports.append(port)
     return ports
+
+
+def _take(port: int) -> bool:
+    """Take a port for this process, by a lock that ends with it; False if it is taken, by another or already by us."""
+    folder = Path(tempfile.gettempdir()) / f"camel-ray-ports-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    file = os.open(folder / str(port), os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(file)
+        return False
+    _taken.append(file)
+    return True
 
 
 class Process:
@@ -95,7 +116,7 @@ class Process:
         """Send a signal; nothing happens if it has ended."""
         self._popen.send_signal(number)
 
-    def wait(self, seconds: float = 30) -> int:
+    def wait(self, seconds: float = 120) -> int:
         """Wait for its end, and return the exit status. Raises RigError if it does not come."""
         try:
             return self._popen.wait(seconds)
@@ -106,7 +127,7 @@ class Process:
         """End it and wait for that: SIGTERM, or SIGKILL, which also ends a process that SIGSTOP stopped."""
         if self.alive:
             self.signal(signal.SIGTERM if graceful else signal.SIGKILL)
-            self.wait(90)  # an apiserver that ends in order gives its watches a minute
+            self.wait()  # an apiserver that ends in order gives its watches a minute
 
     def log_tail(self, lines: int = 30) -> str:
         """The last lines of its log."""

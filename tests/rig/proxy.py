@@ -92,7 +92,7 @@ class FaultProxy:
         self._run(drop())
 
     def _run(self, work: Coroutine[Any, Any, Any]) -> Any:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result(timeout=30)
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(timeout=120)
 
     async def _close(self) -> None:
         self._server.close()

@@ -38,13 +38,13 @@ class Release:
         self.plane.kubectl("apply", "-f", "-", input=json.dumps(namespace))
         self.helm(
             *("upgrade", "--install", RELEASE, str(chart), f"--namespace={NAMESPACE}"),
-            *("--wait", "--timeout=120s", "--values=-"),
+            *("--wait", "--timeout=300s", "--values=-"),
             input=json.dumps(_merged(self._values, values or {})),
         )
 
     def uninstall(self) -> None:
         """`helm uninstall`; returns when its objects are gone."""
-        self.helm("uninstall", RELEASE, f"--namespace={NAMESPACE}", "--wait", "--timeout=60s")
+        self.helm("uninstall", RELEASE, f"--namespace={NAMESPACE}", "--wait", "--timeout=180s")
 
     def helm(self, *arguments: str, input: str | None = None) -> str:
         """What helm prints. Raises RigError with its complaint, and with what the operator's pods say, if it fails."""

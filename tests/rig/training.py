@@ -100,16 +100,16 @@ class Training:
         before, after = ([step for e in part if (step := _trained(e))] for part in (events[:at], events[at:]))
         return before, after
 
-    def wait_note(self, words: str, seconds: float = 120) -> None:
+    def wait_note(self, words: str, seconds: float = 300) -> None:
         """Wait for a note with these words."""
         self.wait(lambda: any(words in note for note in self._notes()), f"the note '{words}'", seconds)
 
-    def wait_steps(self, count: int, seconds: float = 120) -> None:
+    def wait_steps(self, count: int, seconds: float = 300) -> None:
         """Wait for as many more steps."""
         before = len(self.steps())
         self.wait(lambda: len(self.steps()) >= before + count, f"{count} more steps", seconds)
 
-    def wait_progress(self, seconds: float = 60) -> None:
+    def wait_progress(self, seconds: float = 300) -> None:
         """Wait until the status tells of a step that is not done yet."""
         now = self.last_step()
         self.wait(
@@ -118,7 +118,7 @@ class Training:
             seconds,
         )
 
-    def wait(self, condition: Callable[[], Any], what: str, seconds: float = 60) -> Any:
+    def wait(self, condition: Callable[[], Any], what: str, seconds: float = 300) -> Any:
         """Wait for a condition. If it does not come true, the error tells the status and all notes."""
         try:
             return self.pipelines.wait(condition, what, seconds)

@@ -24,7 +24,7 @@ from typing import Self
 from camel_ray.api.stages.ppo_reward import RewardFunctionSpec
 from camel_ray.errors import RewardError
 from camel_ray.ppo.rewards import function_handler
-from camel_ray.ppo.rewards.process import LOAD_SECONDS, CallFailed, UserProcess, UserSource
+from camel_ray.ppo.rewards.process import INTERRUPTED, LOAD_SECONDS, CallFailed, UserProcess, UserSource
 from camel_ray.ppo.rewards.score import NOT_A_NUMBER, NOT_TRIED, TIMED_OUT, WRONG_COUNT, Answered, Failure, as_score
 
 _STUCK_AFTER = 8
@@ -68,7 +68,7 @@ class RewardFunction:
             try:
                 future = self._threads.submit(self._ask, [answers[i] for i in part])
             except RuntimeError:  # shut down
-                raise CallFailed("interrupted") from None
+                raise CallFailed(INTERRUPTED) from None
             future.add_done_callback(lambda done: outcomes.put((part, done)))
 
         for part in _parts(len(answers), len(self._processes)):
@@ -79,7 +79,7 @@ class RewardFunction:
             part, future = outcomes.get()
             waiting -= 1
             if future.cancelled():
-                raise CallFailed("interrupted")
+                raise CallFailed(INTERRUPTED)
             outcome = future.result()
             if isinstance(outcome, Failure) and len(part) > 1:
                 alone += part
@@ -109,6 +109,8 @@ class RewardFunction:
         try:
             scores = process.ask(request, seconds=self.timeout_seconds)
         except CallFailed as error:
+            if error.reason == INTERRUPTED:  # by `close`: that says nothing of the answers
+                raise
             return Failure(error.reason, error.detail)
         finally:
             self._free.put(process)

@@ -31,6 +31,10 @@ _CHUNK_BYTES = 1 << 16
 _TAIL_BYTES = 1000
 # How often a silent process is asked whether it lives: its death closes no pipe that a child of its own holds open.
 _POLL_SECONDS = 0.1
+_DEATH_SECONDS = 2.0
+"""Longest time between the end of a process's output and its own, which a busy machine draws out."""
+INTERRUPTED = "interrupted"
+"""Reason of a call that was ended from outside."""
 
 
 class CallFailed(Exception):
@@ -83,7 +87,7 @@ class UserProcess:
             return
         with self._lock:
             if self._interrupted:
-                raise CallFailed("interrupted")
+                raise CallFailed(INTERRUPTED)
             try:
                 process = subprocess.Popen(
                     # -P: what lies beside child.py must not hide modules that user code imports.
@@ -214,7 +218,7 @@ class UserProcess:
         assert process.stderr is not None
         self._read_stderr(process.stderr.fileno())
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=_POLL_SECONDS)
+            process.wait(timeout=_DEATH_SECONDS)
         code = process.returncode
         if code is None:
             said = ["closed its output"]

@@ -70,7 +70,6 @@ def run_until_killed(stage: StageContext, role: str, method: str, count: int) ->
     assert done.returncode == -signal.SIGKILL, done.stderr.decode()[-2000:]
 
 
-@pytest.mark.timeout(900)
 def test_a_driver_killed_in_every_phase_ends_with_the_same_weights(ppo: Any, tmp_path: Path, assert_same: Any) -> None:
     expected = ppo.weights(tmp_path / "unbroken", **FIELDS)
     work = tmp_path / "killed"

@@ -34,7 +34,7 @@ hostname "$name"
 ip link set lo up
 echo "$pid" >"$directory/init.pid.partial"
 mv "$directory/init.pid.partial" "$directory/init.pid"   # now rig/node.py plugs the cable in
-for ((i = 0; i < 100; i++)); do
+for ((i = 0; i < 600; i++)); do
   ip link show "$device" &>/dev/null && break
   sleep 0.1
 done

@@ -390,7 +390,7 @@ def test_on_a_terminal_the_tree_is_drawn_again_and_ctrl_c_leaves_the_pipeline_al
         watching.send_signal(signal.SIGINT)
         drained = threading.Thread(target=_drain, args=(leader,))
         drained.start()
-        _, error = watching.communicate(timeout=30)
+        _, error = watching.communicate(timeout=300)
     drained.join()
     os.close(leader)
     assert watching.returncode == 130

@@ -73,13 +73,13 @@ def openings(count: int) -> list[Opening]:
 
 
 def gone(process: int) -> bool:
-    """Whether a process ends within a few seconds: a kill takes effect a moment later."""
+    """Whether a process ends: a kill takes effect a moment later."""
     try:
         descriptor = os.pidfd_open(process)
     except ProcessLookupError:
         return True
     try:
-        return bool(select.select([descriptor], [], [], 10.0)[0])
+        return bool(select.select([descriptor], [], [], 60.0)[0])
     finally:
         os.close(descriptor)
 
@@ -113,14 +113,14 @@ def test_conversations_share_nothing_they_write(start: Start) -> None:
 
 
 def test_what_goes_wrong_in_one_conversation_costs_no_other(start: Start) -> None:
-    environments = start(timeout=3.0)
+    environments = start(timeout=10.0)
     environments.reset(openings(12))
     said = ["hang", "spin", "die", "leave", "crash", "raise", "nan", "short", "null", "long", "y" * 3_000_000, "ok"]
     replies = environments.step(dict(enumerate(said)))
     failures = {said[n]: str(reply) for n, reply in replies.items() if isinstance(reply, Failure)}
     assert failures == {
-        "hang": "timed out: no reply within 3 s (environment.timeoutSeconds)",
-        "spin": "timed out: no reply within 3 s (environment.timeoutSeconds)",
+        "hang": "timed out: no reply within 10 s (environment.timeoutSeconds)",
+        "spin": "timed out: no reply within 10 s (environment.timeoutSeconds)",
         "die": "process died: exit code 3",
         "leave": "process died: exit code 4",
         "crash": f"process died: exit code {-signal.SIGSEGV}",
@@ -136,10 +136,10 @@ def test_what_goes_wrong_in_one_conversation_costs_no_other(start: Start) -> Non
 
 
 def test_a_first_message_may_fail_too(start: Start) -> None:
-    environments = start(timeout=3.0)
+    environments = start(timeout=5.0)
     replies = environments.reset([Opening(prompt, "{}", 0) for prompt in ("sleep", "nothing", "p")])
     assert [str(reply) for reply in replies[:2]] == [
-        "timed out: no reply within 3 s (environment.timeoutSeconds)",
+        "timed out: no reply within 5 s (environment.timeoutSeconds)",
         "unusable message: returned an empty text",
     ]
     assert isinstance(replies[2], str)
@@ -160,7 +160,7 @@ def test_a_kill_reaches_what_the_class_has_started(
     start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CHILD_FILE", str(tmp_path / "pid"))
-    environments = start(timeout=2.0)
+    environments = start(timeout=5.0)
     environments.reset(openings(1))
     assert isinstance(environments.step({0: "child"})[0], Failure)
     assert gone(int((tmp_path / "pid").read_text()))
@@ -196,4 +196,4 @@ def test_a_killed_first_process_is_replaced(start: Start) -> None:
 )
 def test_a_class_that_cannot_be_loaded_is_refused_at_once(start: Start, source: str, reason: str) -> None:
     with pytest.raises(RewardError, match=f"/games/game.py: the environment cannot be loaded: {reason}; fix the file"):
-        start(source, timeout=2.0)
+        start(source, timeout=2.0 if "sleep" in source else 60.0)

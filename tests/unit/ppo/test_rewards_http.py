@@ -183,10 +183,10 @@ def test_one_bad_answer_costs_one_score(serve: Serve, how: str) -> None:
         "400": "HTTP 400: Bad Request",
         "500": "HTTP 500: Internal Server Error",
         "nan": "not a number: returned null",
-        "hang": "timed out: no reply within 1 s",
-        "drip": "timed out: no reply within 1 s",
+        "hang": "timed out: no reply within 3 s",
+        "drip": "timed out: no reply within 3 s",
     }
-    found = ask(service, "a", "bad", "ccc", "dd", retries=1 if how in ("500", "hang up") else 0, timeout_seconds=1.0)
+    found = ask(service, "a", "bad", "ccc", "dd", retries=1 if how in ("500", "hang up") else 0, timeout_seconds=3.0)
     assert found[:1] + found[2:] == [1.0, 3.0, 2.0]
     assert found[1].startswith("connection lost: ") if how == "hang up" else found[1] == expected[how]
 
@@ -245,7 +245,12 @@ def test_redirects_are_not_followed(serve: Serve) -> None:
 
 @pytest.mark.parametrize("how", ["seconds", "date", "too long", "nonsense"])
 def test_retry_after_is_honoured_within_the_limit(serve: Serve, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    value = {"seconds": "7", "date": formatdate(time.time() + 7, usegmt=True), "too long": "9" * 30, "nonsense": "soon"}
+    value = {
+        "seconds": "7",
+        "date": formatdate(time.time() + 200, usegmt=True),
+        "too long": "9" * 30,
+        "nonsense": "soon",
+    }
     waits: list[float] = []
 
     async def sleep(seconds: float) -> None:
@@ -259,8 +264,8 @@ def test_retry_after_is_honoured_within_the_limit(serve: Serve, how: str, monkey
         else:
             scores(handler, asked, number)
 
-    assert ask(serve(busy), "a", timeout_seconds=20.0) == [1.0]
-    low, high = {"seconds": (7, 7), "date": (4, 7), "too long": (20, 20), "nonsense": (0.005, 0.01)}[how]
+    assert ask(serve(busy), "a", timeout_seconds=300.0) == [1.0]
+    low, high = {"seconds": (7, 7), "date": (100, 200), "too long": (300, 300), "nonsense": (0.005, 0.01)}[how]
     assert len(waits) == 1 and low <= waits[0] <= high
 
 

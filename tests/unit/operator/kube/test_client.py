@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from camel_ray.operator.kube import client as client_module
 from camel_ray.operator.kube.client import Client
 from camel_ray.operator.kube.config import Config, TokenFile
 from camel_ray.operator.kube.errors import (
@@ -118,14 +119,21 @@ def test_a_silent_server_is_unreachable_after_the_time_limit(server: Server, cli
         client.hurried(0.1).get(POD, "a", "n")
 
 
-def test_closing_the_client_ends_a_wait_between_tries(server: Server, client: Client) -> None:
-    server.answers = [lambda _, reply: reply.status(429, Retry_After="10")]
-    closer = threading.Timer(0.1, client.close)
-    closer.start()
+def test_closing_the_client_ends_a_wait_between_tries(
+    server: Server, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client_module, "_MAX_RETRY_AFTER_SECONDS", 40.0)
+    closer = threading.Timer(0.2, client.close)
+
+    def later(_: Request, reply: Reply) -> None:
+        reply.status(429, Retry_After="40")
+        closer.start()  # not before it was asked: a client that is closed asks nobody
+
+    server.answers = [later]
     started = time.monotonic()
     with pytest.raises(TooManyRequests):
         client.get(POD, "a", "n")
-    assert time.monotonic() - started < 8
+    assert time.monotonic() - started < 40
     closer.join()
     with pytest.raises(Unreachable, match="closed"):
         client.get(POD, "a", "n")
