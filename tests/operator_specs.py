@@ -15,8 +15,8 @@ UID = "6b1c3c0e-5a52-4f0a-9a1e-0d5d4c3b2a19"
 CONFIG = OperatorConfig(stages=StageDefaults(image="registry.example.com/camel-ray:1"))
 SETTINGS = Settings(config=CONFIG, progress_url="https://camel-ray.ops:8443", progress_ca="PEM\n")
 DATA: dict[str, Any] = {"source": "hf://x/y"}
-PRETRAIN: dict[str, Any] = {"data": DATA, "model": "gpt2", "batchSize": 5040, "microBatchSize": 1}
-PPO: dict[str, Any] = {"model": "gpt2", "prompts": DATA, "reward": {"model": "reward/model"}}
+PRETRAIN: dict[str, Any] = {"data": DATA, "model": "example/gpt2", "batchSize": 5040, "microBatchSize": 1}
+PPO: dict[str, Any] = {"model": "example/gpt2", "prompts": DATA, "reward": {"model": "reward/model"}}
 
 
 def pipeline(cluster: dict[str, Any] | None = None, *stages: dict[str, Any], **spec: Any) -> CamelPipeline:

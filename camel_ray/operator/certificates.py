@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -25,6 +26,7 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.utils import CryptographyDeprecationWarning
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 AUTHORITY_LIFE = timedelta(days=730)
@@ -41,7 +43,10 @@ _SKEW = timedelta(days=1)
 """What is from further in the future was made by a wrong clock. An authority does not sign in its last day either."""
 _OWNER = "camel-ray"
 _KEY_PEM = re.compile(rb"-----BEGIN [A-Z ]*PRIVATE KEY-----.+?-----END [A-Z ]*PRIVATE KEY-----\s*", re.DOTALL)
-_UNREADABLE = (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm, x509.ExtensionNotFound)
+_UNREADABLE = (
+    *(ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm, x509.ExtensionNotFound),
+    CryptographyDeprecationWarning,  # what a later version of the library refuses, we have never written
+)
 
 
 @dataclass(frozen=True)
@@ -143,7 +148,7 @@ def _authorities(found: Mapping[str, bytes], troubles: list[str]) -> list[_Autho
             troubles.append("ca.crt is missing")
         return []
     try:
-        certificates = x509.load_pem_x509_certificates(found["ca.crt"])
+        certificates = _certificates(found["ca.crt"])
         for certificate in certificates:
             _check_authority(certificate)
     except _UNREADABLE:
@@ -156,6 +161,13 @@ def _authorities(found: Mapping[str, bytes], troubles: list[str]) -> list[_Autho
         troubles.append("ca.key cannot be read")
     listed = [_Authority(each, keys.get(_public(_elliptic(each)))) for each in certificates]
     return sorted(listed, key=lambda each: each.published, reverse=True)
+
+
+def _certificates(pem: bytes) -> list[x509.Certificate]:
+    """All of a PEM text. Raises one of `_UNREADABLE`."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", CryptographyDeprecationWarning)
+        return x509.load_pem_x509_certificates(pem)
 
 
 def _check_authority(certificate: x509.Certificate) -> None:
@@ -178,7 +190,7 @@ def _serving(
             troubles.append("tls.crt or tls.key is missing")
         return None
     try:
-        certificate = x509.load_pem_x509_certificate(found["tls.crt"])
+        certificate = _certificates(found["tls.crt"])[0]
         (key,) = _keys(found["tls.key"])
         if _public(_elliptic(certificate)) != _public(key.public_key()):
             raise ValueError("key of another certificate")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import random
 import ssl
 from collections import deque
@@ -222,6 +223,18 @@ def test_what_cannot_be_used_is_named_and_replaced(change: dict[str, bytes], wor
     assert (authorities(GOOD)[0] in authorities(made)) == keeps  # pods that trust it may still meet a good replica
     assert trusts(made.bundle, made.certificate, START + DAY)
     assert at(made, START + DAY) == made
+
+
+def test_what_the_library_reads_with_a_warning_is_read_as_nothing() -> None:
+    lines = GOOD.data()["tls.crt"].splitlines()
+    der = bytearray(base64.b64decode(b"".join(lines[1:-1])))
+    version = b"\xa0\x03\x02\x01\x02"
+    serial = der.index(version) + len(version) + 2  # behind its tag and its length
+    der[serial] |= 0x80  # it is negative now
+    text = b"\n".join([lines[0], base64.b64encode(bytes(der)), lines[-1]])
+    made, trouble = renewed({**GOOD.data(), "tls.crt": text}, HOSTS, START + DAY)
+    assert trouble == "tls.crt and tls.key are not a certificate and its key"
+    assert made.certificate != GOOD.certificate and made.bundle == GOOD.bundle
 
 
 @settings(max_examples=100, deadline=None)
