@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from camel_ray.progress import ProgressReader
+
 PIPELINE = """
 apiVersion: camel-ray.dev/v1alpha1
 kind: CamelPipeline
@@ -86,11 +88,16 @@ def start(directory: Path, storage: Path) -> subprocess.Popen[str]:
     )
 
 
-def kill_when(directory: Path, storage: Path, condition: Callable[[Path], bool]) -> None:
-    """Start a run and SIGKILL its whole process group as soon as `condition` holds of the pipeline's folder."""
+Moment = Callable[[Path], Callable[[], bool]]
+"""Of the stages' folder, before a run begins: what says whether that run, not an earlier one, has come to it."""
+
+
+def kill_when(directory: Path, storage: Path, moment: Moment) -> None:
+    """Start a run and SIGKILL its whole process group as soon as it has come to the moment."""
+    has_come = moment(storage / "kill" / "stages")
     process = start(directory, storage)
-    deadline = time.monotonic() + 240
-    while not condition(storage / "kill" / "stages"):
+    deadline = time.monotonic() + 900
+    while not has_come():
         if process.poll() is not None:
             pytest.fail(f"the run ended before it could be killed:\n{process.communicate()[0]}")
         if time.monotonic() > deadline:
@@ -101,35 +108,59 @@ def kill_when(directory: Path, storage: Path, condition: Callable[[Path], bool])
     process.communicate()
 
 
-def reached(stage: str, task: str, done: int) -> Callable[[Path], bool]:
-    """True once `stage` has reported `done` units of `task`."""
+def begun(stage: str) -> Moment:
+    """`stage` begins."""
 
-    def condition(stages: Path) -> bool:
-        try:
-            lines = (stages / stage / "progress.jsonl").read_text().splitlines()
-        except FileNotFoundError:
-            return False
-        events = [json.loads(line) for line in lines if line.endswith("}")]
-        return any(e.get("task") == task and e.get("done", -1) >= done for e in events)
+    def moment(stages: Path) -> Callable[[], bool]:
+        before = attempts(stages, stage)
+        return lambda: attempts(stages, stage) > before
 
-    return condition
+    return moment
 
 
-def exists(pattern: str) -> Callable[[Path], bool]:
-    """True once a path matches below the stages' folder."""
-    return lambda stages: any(True for _ in stages.glob(pattern))
+def attempts(stages: Path, stage: str) -> int:
+    """How often a stage has begun."""
+    state = stages / stage / "state.json"
+    return int(json.loads(state.read_text())["attempts"]) if state.exists() else 0
+
+
+def reached(stage: str, task: str, done: int) -> Moment:
+    """`stage` reports `done` units of `task`, or more."""
+
+    def moment(stages: Path) -> Callable[[], bool]:
+        reader = ProgressReader(stages / stage / "progress.jsonl")
+        reader.new_events()  # those of earlier runs
+        return lambda: any(e.get("task") == task and e.get("done", -1) >= done for e in reader.new_events())
+
+    return moment
+
+
+def appears(pattern: str) -> Moment:
+    """A path that matches comes to be below the stages' folder."""
+
+    def moment(stages: Path) -> Callable[[], bool]:
+        known = set(stages.glob(pattern))
+
+        def has_come() -> bool:
+            there = set(stages.glob(pattern))
+            known.intersection_update(there)  # what a run removes first it may make again
+            return bool(there - known)
+
+        return has_come
+
+    return moment
 
 
 MOMENTS = {
-    "reading data": exists("text/state.json"),
+    "reading data": begun("text"),
     "before the first checkpoint": reached("base", "train", 3),
     "after a checkpoint": reached("base", "train", 9),
-    "while a checkpoint is written": exists("base/work/checkpoints/*18*"),
+    "while a checkpoint is written": appears("base/work/checkpoints/checkpoint-*"),
     "in the next stage": reached("chat", "train", 8),
-    "while the result is written": exists("judge/work/output/reward-model/*"),
-    "in the first PPO round": exists("tuned/state.json"),
+    "while the result is written": appears("judge/work/output/reward-model/*"),
+    "in the first PPO round": begun("tuned"),
     "in a later PPO round": reached("tuned", "ppo", 3),
-    "in the evaluation": exists("report/state.json"),
+    "in the evaluation": begun("report"),
 }
 
 
@@ -139,21 +170,20 @@ def artifacts(storage: Path) -> dict[str, str]:
     return {f"{p.parts[-3]}/{p.parts[-2]}": json.loads(p.read_text())["digest"] for p in found}
 
 
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(3600)
 def test_a_run_killed_nine_times_ends_with_the_artifacts_of_an_unbroken_run(tmp_path: Path) -> None:
     (tmp_path / "kill.yaml").write_text(PIPELINE)
     unbroken = start(tmp_path, tmp_path / "unbroken")
-    output, _ = unbroken.communicate(timeout=600)
+    output, _ = unbroken.communicate(timeout=1500)
     assert unbroken.returncode == 0, output
     expected = artifacts(tmp_path / "unbroken")
     assert len(expected) == 9
 
-    for condition in MOMENTS.values():
-        kill_when(tmp_path, tmp_path / "broken", condition)
+    for moment in MOMENTS.values():
+        kill_when(tmp_path, tmp_path / "broken", moment)
     last = start(tmp_path, tmp_path / "broken")
-    output, _ = last.communicate(timeout=600)
+    output, _ = last.communicate(timeout=1500)
     assert last.returncode == 0, output
 
     assert artifacts(tmp_path / "broken") == expected
-    attempts = json.loads((tmp_path / "broken/kill/stages/base/state.json").read_text())["attempts"]
-    assert attempts == 4
+    assert attempts(tmp_path / "broken/kill/stages", "base") == 4

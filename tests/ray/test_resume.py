@@ -10,7 +10,6 @@ import random
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from camel_ray.errors import WorkerLost
 from camel_ray.progress import Progress, ProgressReader, curve
 from camel_ray.ray_session import shut_down_ray
 from camel_ray.stages.contract import Artifact, ArtifactKind, StageContext
+from camel_ray.training import launch
 
 STEPS = 24
 EVERY = 5
@@ -155,29 +155,18 @@ def two_workers():
 
 
 @pytest.mark.parametrize("zero", [1, 2, 3])
-def test_two_workers_of_which_one_is_killed_give_the_loss_of_one(root, tmp_path, two_workers, zero):
+def test_two_workers_of_which_one_is_killed_give_the_loss_of_one(root, tmp_path, two_workers, zero, monkeypatch):
     """ZeRO really shards: each worker writes its own part of the optimizer's state."""
+    import ray
+
     alone = train(root, tmp_path / "alone", zero, 1, False)
     work = tmp_path / "two"
-    killed: list[int] = []
-
-    def kill_one() -> None:
-        while not committed(work, EVERY) and not stop.is_set():
-            time.sleep(0.01)
-        killed.extend(training_workers()[:1])
-        for pid in killed:
-            os.kill(pid, signal.SIGKILL)
-
-    stop = threading.Event()
-    killer = threading.Thread(target=kill_one)
-    killer.start()
-    try:
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    with monkeypatch.context() as patch:
+        patch.setattr(launch, "_worker", dying_worker)
         with pytest.raises(WorkerLost, match="stage 'chat': a training process died; run again"):
             train(root, work, zero, 2, False)
-    finally:
-        stop.set()
-        killer.join()
-    assert len(killed) == 1
+    assert [path.name for path in work.glob("died-at-*")] == [f"died-at-{EVERY}"]
     resumed = train(root, work, zero, 2, False)
     assert any("continues at step" in message for message in messages(work))
     newest = max(work.glob("checkpoints/checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))
@@ -191,23 +180,22 @@ def test_two_workers_of_which_one_is_killed_give_the_loss_of_one(root, tmp_path,
         assert step == other_step and two == pytest.approx(one, abs=1e-5)
 
 
-def training_workers() -> list[int]:
-    """Processes of Ray Train's workers that descend from this one."""
-    parents, names = {}, {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            pid = int(stat.parent.name)
-            parents[pid] = int(stat.read_text().rsplit(")", 1)[1].split()[1])
-            names[pid] = (stat.parent / "cmdline").read_text()
+def dying_worker(config):
+    """A training process; the one that completes the first checkpoint is killed right after.
 
-    def ours(pid: int) -> bool:
-        while pid in parents:
-            pid = parents[pid]
-            if pid == os.getpid():
-                return True
-        return False
+    It kills itself: somebody else might look too late, when training is over.
+    """
+    from camel_ray.training.callbacks import commit as saving
 
-    return [pid for pid, name in names.items() if "TrainWorker" in name and ours(pid)]
+    whole = saving.commit
+
+    def commit_and_die(directory, *, run, step, keep):
+        whole(directory, run=run, step=step, keep=keep)
+        (config["plan"].work / f"died-at-{step}").touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    saving.commit = commit_and_die
+    launch._worker(config)
 
 
 if __name__ == "__main__":
