@@ -12,6 +12,7 @@ import functools
 import importlib.util
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Callable
@@ -87,6 +88,9 @@ os.environ.update(_ENVIRONMENT)
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # a test's matrices are tiny
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # a spinning thread stops the other processes of a test
 protect_local_ray()
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # Started by a shell in the background. What a test starts would ignore it as well, and is to be interrupted by it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _left_out: set[Layer] = set()
 _status = pytest.StashKey[int]()
