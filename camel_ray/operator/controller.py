@@ -28,7 +28,8 @@ from camel_ray.operator.kube.events import EventRecorder
 from camel_ray.operator.kube.kinds import JOB, POD
 from camel_ray.operator.kube.queue import WorkQueue
 from camel_ray.operator.metrics import Metrics
-from camel_ray.operator.model import Create, Delete, Plan, Settings, Snapshot
+from camel_ray.operator.model import Create, Delete, Plan, Settings, Snapshot, has_ended
+from camel_ray.operator.names import PIPELINE, STAGE
 from camel_ray.operator.reconcile import read_status, reconcile
 
 log = logging.getLogger("camel_ray.operator")
@@ -258,6 +259,8 @@ class Controller:
         name = manifest["metadata"]["name"]
         if operation.unless:
             self._wait_for_quiet(namespace, operation.unless)
+        if operation.after:
+            self._end_job(namespace, operation.after, manifest["metadata"]["labels"])
         kind = CHILDREN[manifest["kind"]]
         try:
             self._caches.put(self._client.create(kind, manifest))
@@ -313,6 +316,19 @@ class Controller:
             alive = [cluster["metadata"]["name"] for cluster in clusters]
         if alive:
             raise NotYet(f"{alive[0]} of an earlier attempt is still there")
+
+    def _end_job(self, namespace: str, name: str, labels: Mapping[str, str]) -> None:
+        """Delete a Job of the same stage that may still make a pod. Raises NotYet if there was one."""
+        try:
+            job = self._client.get(JOB, name, namespace)
+        except NotFound:
+            return
+        # KubeRay does not label the submitter's Job, only its pods; and the name alone may be somebody else's.
+        theirs = job["spec"]["template"].get("metadata", {}).get("labels", {})
+        if any(theirs.get(key) != labels[key] for key in (PIPELINE, STAGE)) or has_ended(job):
+            return
+        self._client.delete(JOB, name, namespace, uid=job["metadata"]["uid"])
+        raise NotYet(f"Job {name} of an earlier attempt could still start a pod; it is deleted")
 
     def _tell(self, snapshot: Snapshot, plan: Plan) -> None:
         metadata = snapshot.object["metadata"]

@@ -90,12 +90,18 @@ class AttemptView:
         status = (self.object or {}).get("status", {})
         if (self.object or {}).get("kind") == "RayJob":
             return status.get("jobDeploymentStatus") in ("Complete", "Failed")
-        return any(c["type"] in ("Complete", "Failed") and c["status"] == "True" for c in status.get("conditions", ()))
+        return self.object is not None and has_ended(self.object)
 
     @property
     def over(self) -> bool:
         """Whether nothing of it can work any more. Objects of finished attempts are kept, for their logs."""
         return (self.object is None or self.finished) and not self.clusters and not self.live_pods
+
+
+def has_ended(job: Object) -> bool:
+    """Whether a batch Job says that it is done, and so will start no pod any more."""
+    conditions = job.get("status", {}).get("conditions", ())
+    return any(c["type"] in ("Complete", "Failed") and c["status"] == "True" for c in conditions)
 
 
 @dataclass(frozen=True)
@@ -129,6 +135,9 @@ class Create:
     unless: str = ""
     """Label selector: not while pods that may still work, or RayClusters, match it. Asked of the API itself, because a
     cache may lag behind."""
+    after: str = ""
+    """Name of the attempt before. A Job of that name, its own or its submitter's, may have made no pod yet and make one
+    later: what is left of it is deleted first."""
 
 
 @dataclass(frozen=True)

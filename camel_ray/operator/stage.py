@@ -39,6 +39,8 @@ M = TypeVar("M", bound=Status)
 REFUSED = "refused-"
 """Before the digest of a stage that was not even begun: it is tried again when the reason is gone."""
 
+LINGER_SECONDS = 60.0
+"""How long a submitter may go on after the end of its RayJob: it reads the last lines of the log meanwhile."""
 PREEMPTED_WAIT_SECONDS = 5.0
 """Wait after a preemption: free, but not so fast that a sick node is tried a hundred times a minute."""
 
@@ -155,12 +157,29 @@ def spec_digest(pipeline: CamelPipeline, stage: Stage) -> str:
 
 
 def clear_away(work: Work, stages: list[StageStatus]) -> None:
-    """Delete objects of attempts that were given up while they still worked: stopped, overdue, or deleted half."""
+    """Delete objects of attempts that were given up while they still worked: stopped, overdue, or deleted half. Those
+    of finished attempts are kept for their logs, but not with a submitter that waits for its cluster for ever.
+    """
     current = {(s.name, s.current.number) for s in stages if s.current}
     for view in work.snapshot.attempts:
-        if view.object is None or view.finished or (view.stage, view.number) in current:
+        if view.object is None or (view.stage, view.number) in current:
             continue
-        _delete(work, view)
+        if not view.finished:
+            _delete(work, view)
+        elif lingers(view):
+            left = LINGER_SECONDS - seconds_since(view.object["status"]["endTime"], work.now)
+            if left > 0:
+                work.wake_in(left)
+            else:
+                _delete(work, view)
+
+
+def lingers(view: AttemptView) -> bool:
+    """Whether a RayJob and its cluster are done with, and a pod goes on that nobody has asked to stop."""
+    assert view.object is not None
+    ended = "endTime" in view.object.get("status", {})
+    unasked = any("deletionTimestamp" not in pod["metadata"] for pod in view.live_pods)
+    return ended and unasked and not view.clusters
 
 
 def _absent(
@@ -367,9 +386,10 @@ def _create(work: Work, stage: Stage, current: AttemptStatus, fresh_from: int, *
     attempt = _attempt(work, stage, current, fresh_from)
     pipeline = work.snapshot.object["metadata"]["name"]
     unless = f"{MANAGED_BY}={MANAGER},{PIPELINE}={pipeline},{STAGE}={stage.name}" if alone else ""
+    after = attempt_name(pipeline, stage.name, current.number - 1) if current.number > 1 else ""
     *others, main = children_for(attempt)
     work.operations.extend(Create(manifest) for manifest in others)
-    work.operations.append(Create(main, unless))
+    work.operations.append(Create(main, unless, after))
 
 
 def _attempt(work: Work, stage: Stage, current: AttemptStatus, fresh_from: int = 0) -> Attempt:

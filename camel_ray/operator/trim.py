@@ -23,7 +23,7 @@ def pipeline(thing: dict[str, Any]) -> dict[str, Any]:
 
 def ray_job(thing: dict[str, Any]) -> dict[str, Any]:
     """Where it stands, and the result at the end of the log it carries."""
-    status = _some(thing.get("status") or {}, ("jobDeploymentStatus", "jobStatus", "reason", "startTime"))
+    status = _some(thing.get("status") or {}, ("jobDeploymentStatus", "jobStatus", "reason", "startTime", "endTime"))
     text = str((thing.get("status") or {}).get("message", ""))
     at = text.rfind(RESULT_MARK)
     status["message"] = text[:_TEXT] if at < 0 else text[: _TEXT // 2] + "\n" + text[at:]

@@ -171,6 +171,25 @@ def test_runs_survive_the_loss_of_a_part_of_the_control_plane(
     assert replica.page("/healthz").strip() == "ok"
 
 
+def test_no_attempt_begins_while_the_submitters_job_of_the_last_may_still_make_a_pod(
+    control_plane: ControlPlane, operator: StartOperator, pipelines: Pipelines, world: KubeRay
+) -> None:
+    operator()
+    control_plane.signal("kube-controller-manager", signal.SIGSTOP)  # Jobs make no pods, and garbage stays
+    try:
+        pipelines.apply(pipeline("late", {"name": "a", "data": {"source": "/data"}}, cluster={"executor": "RayJob"}))
+        pipelines.wait_stage("late", "a", "Provisioning")
+        pipelines.wait(lambda: "late-a-1" in pipelines.kubectl("get", "jobs", "-o=name"), "the submitter's Job")
+        # The garbage collector comes to the Job last.
+        pipelines.kubectl("delete", "rayjob", "late-a-1")
+        pipelines.kubectl("delete", "rayclusters,pods", "--selector=camel-ray.dev/pipeline=late")
+        pipelines.wait(lambda: pipelines.kubectl("get", "rayjob", "late-a-2", "--ignore-not-found"), "the next attempt")
+    finally:
+        control_plane.restart("kube-controller-manager")
+    assert pipelines.wait_phase("late", "Succeeded")["stages"][0]["failures"] == 1
+    assert "job.batch/late-a-1" not in pipelines.kubectl("get", "jobs", "-o=name")
+
+
 def test_a_watch_that_goes_silent_is_given_up_and_nothing_is_missed(
     control_plane: ControlPlane, operator: StartOperator, pipelines: Pipelines, proxy: FaultProxy
 ) -> None:

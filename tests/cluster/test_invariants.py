@@ -24,19 +24,33 @@ def status(phase: str, *, name: str = "demo-a-1", **more: Any) -> dict[str, Any]
 def job(attempt: int, **state: Any) -> dict[str, Any]:
     labels = {PIPELINE: "demo", STAGE: "a", ATTEMPT: str(attempt)}
     owner = {"kind": "CamelPipeline", "uid": "1"}
-    metadata = {"name": f"demo-a-{attempt}", "labels": labels, "ownerReferences": [owner]}
+    metadata = {
+        "name": f"demo-a-{attempt}",
+        "uid": f"of {attempt}",
+        "labels": labels,
+        "ownerReferences": [owner],
+    }
     return {"metadata": metadata, "spec": {}, "status": state}
 
 
-def pod(attempt: int, phase: str) -> dict[str, Any]:
+def pod(attempt: int, phase: str, kind: str = "RayCluster") -> dict[str, Any]:
     thing = job(attempt, phase=phase)
-    return {**thing, "spec": {"containers": []}}
+    metadata = {**thing["metadata"], "ownerReferences": [{"kind": kind, "uid": f"of {attempt}"}]}
+    return {**thing, "metadata": metadata, "spec": {"containers": []}}
 
 
 RUNS = change(1, PIPELINES, "demo", status("Running"))
 NEXT = change(3, PIPELINES, "demo", status("Running", name="demo-a-2", attempts=2))
 FIRST = change(2, "jobs", "demo-a-1", job(1))
 RAY = RESOURCES[2]
+SECOND = change(4, RAY, "demo-a-2", job(2))
+LATE = pod(1, "Pending", "Job")
+SUBMITTER = change(
+    2,
+    "jobs",
+    "demo-a-1",
+    {"metadata": {"uid": "of 1", "ownerReferences": [{"kind": "RayJob", "uid": "8"}]}, "spec": {}},
+)
 
 
 @pytest.mark.parametrize(
@@ -53,6 +67,15 @@ RAY = RESOURCES[2]
             "began while demo-a-1 of another attempt",
         ),
         ([RUNS, change(2, "pods", "x", pod(1, "Failed")), NEXT, change(4, "jobs", "demo-a-2", job(2))], ""),
+        (
+            [RUNS, FIRST, change(3, "jobs", "demo-a-1", None), NEXT, SECOND, change(5, "pods", "x", LATE)],
+            "",
+        ),
+        ([RUNS, SUBMITTER, NEXT, SECOND, change(5, "pods", "x", LATE)], "began while demo-a-2 of another attempt"),
+        (
+            [RUNS, SUBMITTER, change(3, "pods", "x", LATE), change(4, "jobs", "demo-a-1", None), NEXT, SECOND],
+            "began while",
+        ),
         (
             [
                 RUNS,

@@ -25,7 +25,7 @@ import pytest
 
 from kuberay_standin.launch import KubeRay
 from rig.control_plane import ControlPlane, RequestError
-from rig.history import history
+from rig.history import brief, history
 from rig.invariants import RESOURCES, violations
 from rig.operator import ACCOUNT, NAMESPACE, Operator, forget_leader, install, leader
 from rig.pipelines import Pipelines, pipeline
@@ -38,6 +38,7 @@ RAY_PIPELINES = 4
 """How many of them have the executor RayJob."""
 SECONDS = 15.0
 """How long the trouble lasts."""
+RAY_CLUSTERS = "ray.io/rayclusters"
 OWNED = ("rayjobs", "rayclusters", "jobs", "pods")
 MERGE = "application/merge-patch+json"
 FREE = ({"exit_code": 24}, {"events": [{"do": "evict", "pod": "pod"}]}, {"events": [{"do": "preempt", "pod": "pod"}]})
@@ -244,7 +245,11 @@ def test_every_pipeline_comes_to_its_end_and_no_rule_is_broken(
         lambda: not any(pipelines.list(kind, name) for name in deleted for kind in OWNED),
         "what deleted pipelines owned to be collected",
     )
-    assert violations(c for c in history(control_plane, *RESOURCES) if c.place.startswith(f"{namespace}/")) == []
+    changes = [c for c in history(control_plane, *RESOURCES, RAY_CLUSTERS) if c.place.startswith(f"{namespace}/")]
+    found = violations(change for change in changes if change.resource in RESOURCES)
+    concerned = {mine.name for mine in courses if any(f"/{mine.name}" in problem for problem in found)}
+    lines = [brief(c) for c in changes if c.place.partition("/")[2].startswith(tuple(f"{name}" for name in concerned))]
+    assert not found, "\n".join([*found, "", *lines])
 
 
 def create(control_plane: ControlPlane, namespace: str, mine: Course) -> None:

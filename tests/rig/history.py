@@ -51,6 +51,26 @@ def history(control_plane: ControlPlane, *resources: str) -> Iterator[Change]:
         connection.close()
 
 
+def brief(change: Change) -> str:
+    """One line about a change: what it was about, and what its status said then."""
+    thing = change.object
+    if thing is None:
+        return f"{change.revision} {change.resource} {change.place}: deleted"
+    status, words = thing.get("status", {}), []
+    words += [
+        f"{name}={status[name]}" for name in ("phase", "state", "jobDeploymentStatus", "reason") if status.get(name)
+    ]
+    words += [
+        c["type"] for c in status.get("conditions", ()) if c.get("status") == "True" and change.resource == "jobs"
+    ]
+    words += [
+        f"{s['name']}:{s['phase']}:{s.get('attempts', 0)}:{s.get('message', '')}" for s in status.get("stages", ())
+    ]
+    words += ["suspended"] if thing.get("spec", {}).get("suspend") else []
+    words += ["terminating"] if "deletionTimestamp" in thing["metadata"] else []
+    return f"{change.revision} {change.resource} {change.place}: {', '.join(words)}"
+
+
 def _change(key: str, entry: dict[str, str]) -> Change:
     resource, _, place = key.removeprefix("/registry/").partition("/")
     if "." in resource:  # custom resources lie under their group

@@ -28,6 +28,9 @@ class _World:
     and is collected then."""
     made: defaultdict[str, int] = field(default_factory=lambda: defaultdict(int))
     """How often an attempt's object was created, by the pipeline's uid and its own name."""
+    born_late: set[tuple[str, str]] = field(default_factory=set)
+    """Pods that were made when their Job was gone: the Job controller's caches lag behind, too, and whoever asks the
+    API before he starts something cannot know. They are collected at once."""
 
     def of_stage(self, labels: Object, namespace: str, *resources: str) -> Iterator[Object]:
         """Objects of the same stage but of another attempt."""
@@ -36,8 +39,15 @@ class _World:
             same = place.startswith(f"{namespace}/") and all(
                 theirs.get(key) == labels[key] for key in (PIPELINE, STAGE)
             )
-            if resource in resources and same and theirs.get(ATTEMPT) != labels[ATTEMPT]:
+            counts = resource in resources and (resource, place) not in self.born_late
+            if counts and same and theirs.get(ATTEMPT) != labels[ATTEMPT]:
                 yield thing
+
+    def has_no_job(self, pod: Object) -> bool:
+        """Whether it is the pod of a Job that does not exist."""
+        jobs = {thing["metadata"].get("uid") for (resource, _), thing in self.objects.items() if resource == "jobs"}
+        owners = pod["metadata"].get("ownerReferences", ())
+        return any(owner["kind"] == "Job" and owner["uid"] not in jobs for owner in owners)
 
 
 def violations(changes: Iterable[Change]) -> list[str]:
@@ -52,6 +62,7 @@ def violations(changes: Iterable[Change]) -> list[str]:
         before = world.objects.get(key)
         if change.object is None:
             world.objects.pop(key, None)
+            world.born_late.discard(key)
             continue
         world.objects[key] = change.object
         labels = change.object["metadata"].get("labels", {})
@@ -60,7 +71,11 @@ def violations(changes: Iterable[Change]) -> list[str]:
             world.pipelines[change.object["metadata"]["uid"]] = change.object
             problems = _pipeline(before or {}, change.object)
         elif change.resource == "pods":
-            problems = _started(world, change, labels) if ours and before is None else ()
+            problems = ()
+            if before is None and world.has_no_job(change.object):
+                world.born_late.add(key)
+            elif before is None and ours:
+                problems = tuple(_started(world, change, labels))
         else:
             new = ours and before is None
             problems = (*_created(world, change, labels), *_started(world, change, labels)) if new else ()

@@ -149,9 +149,32 @@ def test_the_next_attempt_waits_for_pods_of_the_last() -> None:
     plan = reconcile(snapshot(waits, views=(view(pods=(pod,), **failed()),)))
     assert (created(plan), first(plan).message) == ([], "waits until the pods of attempt 1 of 'rows' are gone")
     again = reconcile(snapshot(waits, views=(view(**failed()),)))
-    unless = [o.unless for o in again.operations if isinstance(o, Create)][-1]
-    assert "camel-ray.dev/pipeline=p" in unless
-    assert "camel-ray.dev/stage=rows" in unless
+    last = [o for o in again.operations if isinstance(o, Create)][-1]
+    assert "camel-ray.dev/pipeline=p" in last.unless
+    assert "camel-ray.dev/stage=rows" in last.unless
+    assert last.after == "p-rows-1"
+
+
+@pytest.mark.parametrize(
+    ("pod", "ended_ago", "expected"),
+    [
+        ({"metadata": {}, "status": {"phase": "Running"}}, 59, []),
+        ({"metadata": {}, "status": {"phase": "Running"}}, 60, [Delete("RayJob", "p-rows-1", "o1")]),
+        ({"metadata": {}, "status": {"phase": "Succeeded"}}, 3600, []),
+        ({"metadata": {"deletionTimestamp": stamp(NOW)}, "status": {"phase": "Running"}}, 3600, []),
+    ],
+)
+@pytest.mark.parametrize("phase", ["Backoff", "Failed"])
+def test_a_submitter_that_outlives_its_cluster_goes_with_its_rayjob(
+    phase: Any, pod: Obj, ended_ago: int, expected: list[Delete]
+) -> None:
+    later = stamp(NOW + timedelta(hours=1))
+    rests = stage(phase=phase, attempts=1, failures=4, message="x", retry=later)
+    end = stamp(NOW - timedelta(seconds=ended_ago))
+    plan = reconcile(snapshot(rests, views=(view(pods=(pod,), endTime=end, **failed("DeadlineExceeded")),)))
+    assert deleted(plan) == expected
+    if ended_ago < 60:
+        assert plan.requeue_seconds == 1.0
 
 
 def test_the_next_stage_begins_in_the_plan_that_notes_the_end_of_the_one_before() -> None:
