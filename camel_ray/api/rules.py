@@ -218,6 +218,7 @@ def _references_fit(spec: Mapped, stages: list[Mapped], i: int) -> Iterator[Viol
                     )
                     yield Violation(path, sentence + hint)
             elif "/" not in ref.value and (hint := nearest(ref.value, [n for n in names[:i] if isinstance(n, str)])):
+                hint += " What lies on the hub is written as owner/name, a directory as ./name."
                 yield Violation(path, say.NEEDS_UNKNOWN.format(name=ref.value) + hint)
 
 

@@ -122,6 +122,7 @@ CASES = [
     # rules over several fields
     broken("later stage", "prompts: text", "prompts: report", 31, f"{STAGE}[5].ppo.prompts", "comes later", "move 'report' up"),
     broken("unknown stage", "prompts: text", "prompts: txt", 31, f"{STAGE}[5].ppo.prompts", "no stage 'txt'", "Did you mean 'text'?"),
+    broken("hub id like a stage", "learningRate: 2e-5", "model: base2", 25, f"{STAGE}[3].sft.model", "Did you mean 'base'?", "owner/name"),
     broken("file as a name", "prompts: text", "prompts: ./a.jsonl", 31, f"{STAGE}[5].ppo.prompts", "{source: ...}"),
     broken("itself", "  - name: chat", "  - name: chat\n    needs: [chat]", 23, f"{STAGE}[3].needs[0]", "cannot need itself"),
     broken("needs nothing known", "  - name: chat", "  - name: chat\n    needs: [bas]", 23, f"{STAGE}[3].needs[0]", "Did you mean 'base'?"),
