@@ -257,10 +257,11 @@ class Controller:
     def _create(self, operation: Create, namespace: str, owner: str) -> None:
         manifest = operation.manifest
         name = manifest["metadata"]["name"]
+        # Jobs first: the pods that are asked for next are then all that there will be.
+        for earlier in operation.after:
+            self._end_job(namespace, earlier, manifest["metadata"]["labels"])
         if operation.unless:
             self._wait_for_quiet(namespace, operation.unless)
-        if operation.after:
-            self._end_job(namespace, operation.after, manifest["metadata"]["labels"])
         kind = CHILDREN[manifest["kind"]]
         try:
             self._caches.put(self._client.create(kind, manifest))

@@ -135,9 +135,9 @@ class Create:
     unless: str = ""
     """Label selector: not while pods that may still work, or RayClusters, match it. Asked of the API itself, because a
     cache may lag behind."""
-    after: str = ""
-    """Name of the attempt before. A Job of that name, its own or its submitter's, may have made no pod yet and make one
-    later: what is left of it is deleted first."""
+    after: tuple[str, ...] = ()
+    """Names of the attempts before. A Job of such a name, its own or its submitter's, may have made no pod yet and make
+    one later: what is left of it is deleted first."""
 
 
 @dataclass(frozen=True)

@@ -125,7 +125,7 @@ def begin(work: Work, stage: Stage, status: StageStatus) -> StageStatus:
     assert work.snapshot.pipeline is not None
     executor = work.snapshot.pipeline.spec.cluster.executor
     current = AttemptStatus(number=number, name=name, executor=executor, created=stamp(work.now))
-    _create(work, stage, current, status.fresh_from, alone=number > 1)
+    _create(work, stage, status, current, alone=number > 1)
     work.notes.append(Note("Normal", "AttemptStarted", f"stage '{stage.name}': attempt {number} is {executor} {name}"))
     return _changed(
         status,
@@ -218,7 +218,7 @@ def _not_seen(work: Work, stage: Stage, status: StageStatus, current: AttemptSta
         work.gone.append(Delete(current.executor, current.name))
         current = _changed(current, executor=wanted)
         status = _changed(status, current=current)
-    _create(work, stage, current, status.fresh_from, alone=True)
+    _create(work, stage, status, current, alone=True)
     work.wake_in(5.0)
     return (
         _changed(status, message=f"cannot create {current.executor} {current.name}: {trouble}") if trouble else status
@@ -233,7 +233,7 @@ def _under_another_name(work: Work, stage: Stage, status: StageStatus, current: 
     words = f"stage '{stage.name}': the name {current.name} belongs to somebody else; attempt {number} is {name}"
     work.notes.append(Note("Warning", "NameTaken", words))
     current = _changed(current, number=number, name=name, created=stamp(work.now))
-    _create(work, stage, current, status.fresh_from, alone=True)
+    _create(work, stage, status, current, alone=True)
     return _changed(status, message=f"creates {current.executor} {name}", attempts=number, current=current)
 
 
@@ -382,11 +382,12 @@ def _remove_budget(work: Work, stage: Stage, current: AttemptStatus) -> None:
         work.operations.append(Delete(budget["kind"], budget["metadata"]["name"]))
 
 
-def _create(work: Work, stage: Stage, current: AttemptStatus, fresh_from: int, *, alone: bool) -> None:
-    attempt = _attempt(work, stage, current, fresh_from)
+def _create(work: Work, stage: Stage, status: StageStatus, current: AttemptStatus, *, alone: bool) -> None:
+    attempt = _attempt(work, stage, current, status.fresh_from)
     pipeline = work.snapshot.object["metadata"]["name"]
     unless = f"{MANAGED_BY}={MANAGER},{PIPELINE}={pipeline},{STAGE}={stage.name}" if alone else ""
-    after = attempt_name(pipeline, stage.name, current.number - 1) if current.number > 1 else ""
+    # All that is remembered: the last may never have been made, and say nothing of the one before it.
+    after = tuple(ended.name for ended in status.history)
     *others, main = children_for(attempt)
     work.operations.extend(Create(manifest) for manifest in others)
     work.operations.append(Create(main, unless, after))

@@ -11,7 +11,7 @@ import pytest
 from unit.operator.world.api import Obj, merged
 from unit.operator.world.operators import SETTINGS, parse
 
-from camel_ray.api.status import AttemptStatus, PipelineStatus, Progress, Result, StageStatus
+from camel_ray.api.status import AttemptStatus, EndedAttempt, PipelineStatus, Progress, Result, StageStatus
 from camel_ray.operator.clock import stamp
 from camel_ray.operator.model import AttemptView, Create, Delete, Plan, Snapshot
 from camel_ray.operator.names import REQUEST
@@ -148,11 +148,16 @@ def test_the_next_attempt_waits_for_pods_of_the_last() -> None:
     waits = stage(phase="Backoff", attempts=1, failures=1, started=stamp(NOW), message="x", retry=stamp(NOW))
     plan = reconcile(snapshot(waits, views=(view(pods=(pod,), **failed()),)))
     assert (created(plan), first(plan).message) == ([], "waits until the pods of attempt 1 of 'rows' are gone")
+    known = [
+        EndedAttempt(number=n, name=f"p-rows-{n}", outcome="Stopped", started=stamp(NOW), ended=stamp(NOW))
+        for n in (1, 2)
+    ]
+    waits = waits.model_copy(update={"attempts": 2, "history": known})
     again = reconcile(snapshot(waits, views=(view(**failed()),)))
     last = [o for o in again.operations if isinstance(o, Create)][-1]
     assert "camel-ray.dev/pipeline=p" in last.unless
     assert "camel-ray.dev/stage=rows" in last.unless
-    assert last.after == "p-rows-1"
+    assert last.after == ("p-rows-1", "p-rows-2")
 
 
 @pytest.mark.parametrize(
