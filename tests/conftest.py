@@ -61,7 +61,7 @@ LAYERS = (
     Layer("chart", "chart", 600, lacks=missing_helm),
     Layer("cluster/test_chart.py", "cluster", 900, lacks=lambda: missing_tools() or missing_helm()),
     Layer("cluster", "cluster", 900, lacks=missing_tools),
-    Layer("e2e", "e2e", 1800, TRAIN, lacks=missing_node),
+    Layer("e2e", "e2e", 5400, TRAIN, lacks=missing_node),
     Layer("unit/api", "unit", 600),
     Layer("unit/cli", "unit", 600),
     *(
@@ -82,6 +82,8 @@ _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     # Ray ends its largest worker when 95% of the machine's memory are taken, by whatever else runs beside the tests.
     "RAY_memory_monitor_refresh_ms": "0",
+    # Ray's own 15, beside the niceness of the whole stream, would leave its workers next to nothing of a busy machine.
+    "RAY_worker_niceness": "5",
     "TOKENIZERS_PARALLELISM": "false",
 }
 os.environ.update(_ENVIRONMENT)

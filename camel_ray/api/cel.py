@@ -233,6 +233,13 @@ CEL_RULES: tuple[CelRule, ...] = (
         {"name": "self.name"},
         ".name",
     ),
+    CelRule(
+        ("spec.cluster.env[]",),
+        f"!has(self.value) || self.value == '' || !self.name.matches({_text(rules.SECRET_VARIABLE_PATTERN)})",
+        say.ENV_SECRET,
+        {"name": "self.name"},
+        ".value",
+    ),
     _unique("spec.cluster.volumes", "mountPath", say.VOLUME_TAKEN),
     CelRule(
         ("spec.cluster.volumes[]",),

@@ -45,6 +45,12 @@ CREDENTIALS_PATTERN = (
 )
 """Addresses with a password, or with the key of an object store; a user alone (`sftp://me@host`, `abfs://box@account`)
 is none. One syntax for Python and CEL."""
+SECRET_VARIABLE_PATTERN = (
+    r"(^|_)(PASSWORD|PASSWD|SECRET|(SECRET|SECRET_ACCESS|API|ACCOUNT|PRIVATE|STORAGE)_KEY|APIKEY|CONNECTION_STRING|"
+    r"(HF|HUB|SESSION|ACCESS|AUTH|API|BEARER|REFRESH|GITHUB|GITLAB)_TOKEN)$"
+)
+"""Environment variables whose values are secrets, by the names that clouds, hubs and trackers gave them. `PAD_TOKEN`
+and the like are none. One syntax for Python and CEL."""
 KEY_PATTERN = r"([a-z0-9][-.a-z0-9]*/)?[A-Za-z0-9]([-._A-Za-z0-9]{0,61}[A-Za-z0-9])?"
 
 
@@ -140,6 +146,8 @@ def _env(spec: Mapped) -> Iterator[Violation]:
             yield Violation(path, say.ENV_SOURCE, "keys")
         if isinstance(name, str) and is_operators(name):
             yield Violation((*path, "name"), say.ENV_TAKEN.format(name=name))
+        if isinstance(name, str) and re.search(SECRET_VARIABLE_PATTERN, name) and variable.get("value"):
+            yield Violation((*path, "value"), say.ENV_SECRET.format(name=name))
         if isinstance(name, str) and seen.setdefault(name, i) != i:
             yield Violation((*path, "name"), say.NAME_TAKEN.format(name=name, number=seen[name] + 1))
 

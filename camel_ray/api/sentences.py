@@ -11,6 +11,10 @@ GROUP_RANGE = "minReplicas {low} is above maxReplicas {high}"
 GROUP_SIZE = "set either replicas, or minReplicas and maxReplicas"
 ENV_SOURCE = "set exactly one of value and secret"
 ENV_TAKEN = "the variable '{name}' is set by the operator; leave it out"
+ENV_SECRET = (
+    "the value of '{name}' would be read by everybody who may read the pipeline; put it into a Secret, and write "
+    "secret: {{name: ..., key: ...}} instead of value"
+)
 CREDENTIALS = (
     "holds credentials, which everybody sees who may read the pipeline; leave them out and give them as environment "
     "variables (on a cluster: from a Secret, by cluster.envFromSecrets)"

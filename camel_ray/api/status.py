@@ -188,6 +188,9 @@ class StageStatus(Status):
     """When the next attempt begins (phase Backoff)."""
     spec: str = ""
     """Digest of what its last attempt was told to do: a failed stage runs again when that changes."""
+    spec_generation: int = 0
+    """Generation of the spec it was made of. A digest that another version of the operator makes of the same generation
+    is no change."""
     fresh_from: int = 0
     """The attempt from which on nothing counts that storage held before (after `retry STAGE`); 0: all counts."""
     current: AttemptStatus | None = None
@@ -230,6 +233,8 @@ class PipelineStatus(Status):
     """Progressing, Suspended, Succeeded, Failed."""
     stages: list[StageStatus] = Field(default_factory=list)
     """One per stage, in the order of the spec."""
+    retired: dict[str, int] = Field(default_factory=dict)
+    """Attempts of stages that were taken out of the spec: one of the same name goes on with the next number."""
 
     def stage_named(self, name: str) -> StageStatus | None:
         """The status of a stage, if there is one."""

@@ -159,8 +159,7 @@ class Controller:
             return None
         plan = reconcile(snapshot)
         if plan.delete_self:
-            metadata = snapshot.object["metadata"]
-            self._client.delete(CAMEL_PIPELINE, metadata["name"], metadata["namespace"], uid=metadata["uid"])
+            self._delete_expired(snapshot)
             return None
         before = read_status(snapshot.object)
         operations = [operation for operation in plan.operations if not self._is_made(snapshot, operation)]
@@ -169,16 +168,28 @@ class Controller:
             wait = self._write(key, snapshot, before, plan, creates=any(isinstance(o, Create) for o in operations))
             if wait is not None:
                 return wait
+            self._tell(snapshot, plan)  # now: what follows may fail, and the next plan has other notes
             for operation in operations:
                 if not self._leads():  # woken up after a long stop, or cut off: another one decides now
                     return NEXT_SECONDS
                 self._carry_out(key, snapshot, operation)
             with self._lock:
                 self._troubles.pop(key, None)
-            self._tell(snapshot, plan)
         if plan.status == before:
             return plan.requeue_seconds
         return min(NEXT_SECONDS, plan.requeue_seconds or NEXT_SECONDS)
+
+    def _delete_expired(self, snapshot: Snapshot) -> None:
+        """Delete a pipeline that was kept long enough, unless it has changed since: somebody may have use for it."""
+        metadata = snapshot.object["metadata"]
+        if self._leads():
+            self._client.delete(
+                CAMEL_PIPELINE,
+                metadata["name"],
+                metadata["namespace"],
+                uid=metadata["uid"],
+                version=metadata["resourceVersion"],
+            )
 
     def _verify(self, snapshot: Snapshot, plan: Plan) -> None:
         """Ask the API itself for what the plan takes for gone: caches may lag behind. Raises NotYet if it is not."""
@@ -259,7 +270,7 @@ class Controller:
         name = manifest["metadata"]["name"]
         # Jobs first: the pods that are asked for next are then all that there will be.
         for earlier in operation.after:
-            self._end_job(namespace, earlier, manifest["metadata"]["labels"])
+            self._end_job(namespace, earlier, owner, manifest["metadata"]["labels"])
         if operation.unless:
             self._wait_for_quiet(namespace, operation.unless)
         kind = CHILDREN[manifest["kind"]]
@@ -318,7 +329,7 @@ class Controller:
         if alive:
             raise NotYet(f"{alive[0]} of an earlier attempt is still there")
 
-    def _end_job(self, namespace: str, name: str, labels: Mapping[str, str]) -> None:
+    def _end_job(self, namespace: str, name: str, owner: str, labels: Mapping[str, str]) -> None:
         """Delete a Job of the same stage that may still make a pod. Raises NotYet if there was one."""
         try:
             job = self._client.get(JOB, name, namespace)
@@ -326,7 +337,10 @@ class Controller:
             return
         # KubeRay does not label the submitter's Job, only its pods; and the name alone may be somebody else's.
         theirs = job["spec"]["template"].get("metadata", {}).get("labels", {})
-        if any(theirs.get(key) != labels[key] for key in (PIPELINE, STAGE)) or has_ended(job):
+        ours = owner in _owners(job) or any(
+            (o["kind"], o["name"]) == ("RayJob", name) for o in job["metadata"].get("ownerReferences", ())
+        )
+        if not ours or any(theirs.get(key) != labels[key] for key in (PIPELINE, STAGE)) or has_ended(job):
             return
         self._client.delete(JOB, name, namespace, uid=job["metadata"]["uid"])
         raise NotYet(f"Job {name} of an earlier attempt could still start a pod; it is deleted")

@@ -18,6 +18,7 @@ WORDS = 400
 """Longest message copied from anywhere into a status: it is other people's text."""
 FRESH_SECONDS = 600.0
 """How long evidence explains a failure: a worker lost an hour ago was replaced and is not why the attempt ends now."""
+_LINES = 8
 
 # A container in one of these is only on its way.
 _BENIGN = frozenset({"ContainerCreating", "PodInitializing"})
@@ -84,11 +85,35 @@ def _owned(things: Iterable[Object], uid: str | None) -> list[Object]:
 
 
 def new_evidence(view: AttemptView, known: list[str], now: datetime) -> list[str]:
-    """`known` and what the pods say of ended containers that is not in it yet, the newest eight."""
-    seen = {line.split(" ", 1)[1] for line in known if " " in line}
-    found = [f"{kind} {words}" for pod in view.pods for kind, words in _terminations(pod)]
-    fresh = [f"{stamp(now)} {line}" for line in dict.fromkeys(found) if line not in seen]
-    return [*known, *fresh][-8:]
+    """`known` and what the pods say of ended containers that is not in it yet, at most eight lines.
+
+    Eight fresh ones are enough, and stay: what was left out is seen at every look, and must not take turns with them.
+    """
+    kept = list(known)
+    for pod in view.pods:
+        if seconds_since(_last_sign(pod, now), now) <= FRESH_SECONDS:
+            for kind, words in _terminations(pod):
+                if f"{kind} {words}" not in {line.partition(" ")[2] for line in kept}:
+                    kept = _admitted(kept, kind, f"{stamp(now)} {kind} {words}", now)
+    return kept
+
+
+def _admitted(kept: list[str], kind: str, line: str, now: datetime) -> list[str]:
+    """With `line`, in place of an old one if there are eight, or of one of many if nothing speaks for its class yet."""
+    if len(kept) < _LINES:
+        return [*kept, line]
+    kinds = [old.split(" ", 2)[1] for old in kept]
+    spare = [i for i, old in enumerate(kept) if seconds_since(old.partition(" ")[0], now) > FRESH_SECONDS]
+    if not spare and kind not in kinds:
+        spare = [i for i, other in enumerate(kinds) if kinds.count(other) > 1]
+    return [*(old for i, old in enumerate(kept) if i != spare[0]), line] if spare else kept
+
+
+def _last_sign(pod: Object, now: datetime) -> str:
+    """When a pod that has ended was last heard of; `now` if it does not say."""
+    states = [state for c in _containers(pod) for state in (c.get("state", {}), c.get("lastState", {}))]
+    times = [state.get("terminated", {}).get("finishedAt") for state in states]
+    return max([t for t in (*times, pod["metadata"].get("deletionTimestamp")) if t], default=stamp(now))
 
 
 def strongest(evidence: list[str], now: datetime) -> tuple[FailureClass, str] | None:
@@ -144,9 +169,17 @@ def _pod_words(view: AttemptView) -> str:
 
 
 def _event_words(view: AttemptView) -> str:
-    """Warnings about objects that got no pod at all: quota, admission. Where pods are, they speak for themselves."""
+    """Warnings about objects that got no pod: quota, admission. The one pod of a Job speaks for itself, once there."""
+    thing = view.object or {}
+    if thing.get("kind") == "Job" and view.live_pods:
+        return ""
+    # What a deleted pipeline of the same name left behind has other uids; that of a submitter's Job nobody knows.
+    uid = thing.get("metadata", {}).get("uid")
+    ours = {uid, *(cluster["metadata"].get("uid") for cluster in _owned(view.clusters, uid))}
     for event in reversed(view.events):
         about = event.get("involvedObject", {})
+        if about.get("uid") not in ours and not (about.get("kind") == "Job" and thing.get("kind") == "RayJob"):
+            continue
         return clean(
             f"{about.get('kind', '')} {about.get('name', '')}: {event.get('reason')}: {event.get('message', '')}"
         )

@@ -15,6 +15,7 @@ from camel_ray.operator.model import Attempt
 from camel_ray.operator.pods import (
     DRAIN_MARGIN_SECONDS,
     ENTRYPOINT,
+    GPU,
     LONGEST_SECONDS,
     attempt_name,
     container,
@@ -69,17 +70,20 @@ def job_for(attempt: Attempt) -> dict[str, Any]:
 
 
 def _machine(attempt: Attempt) -> PodSpec:
-    """The head's pod, on a machine of the stage's group if it names one: what the group says goes before."""
+    """The head's pod, on a machine of the stage's group if it names one. What the group says goes before: of a resource
+    that it names, the head's request and limit both do not count.
+    """
     head = attempt.pipeline.spec.cluster.head
     group = next((g for g in attempt.pipeline.spec.cluster.groups if g.name == attempt.stage.group), None)
     if group is None:
         return head
+    own = {*group.resources.requests, *group.resources.limits, *([GPU] if group.gpus else ())}
     return GroupSpec(
         name=group.name,
         gpus=group.gpus,
         resources=ResourcesSpec(
-            requests={**head.resources.requests, **group.resources.requests},
-            limits={**head.resources.limits, **group.resources.limits},
+            requests={k: v for k, v in head.resources.requests.items() if k not in own} | group.resources.requests,
+            limits={k: v for k, v in head.resources.limits.items() if k not in own} | group.resources.limits,
         ),
         node_selector={**head.node_selector, **group.node_selector},
         tolerations=[*head.tolerations, *(t for t in group.tolerations if t not in head.tolerations)],

@@ -164,6 +164,7 @@ class Operator:
             write=self._write_progress,
             tls=self._tls.serving,
             count=self._metrics.progress_report,
+            now=self._client.clock.now,
         )
 
     def run(self) -> int:

@@ -183,10 +183,11 @@ def _terminated(view: AttemptView) -> list[Object]:
     same labels, and their last words are remembered for a while.
     """
     uid = (view.object or {}).get("metadata", {}).get("uid")
+    own = [p for p in view.pods if any(owner["uid"] == uid for owner in p["metadata"].get("ownerReferences", ()))]
+    there = [pod for pod in own if not pod.get("gone")]  # a queue may have taken the Job back, and its first pod
     states = [
         container.get("state", {}).get("terminated")
-        for pod in view.pods
-        if any(owner["uid"] == uid for owner in pod["metadata"].get("ownerReferences", ()))
+        for pod in there or own
         for container in pod.get("status", {}).get("containerStatuses", ())
         if container["name"] == STAGE_CONTAINER
     ]

@@ -34,6 +34,7 @@ DRAIN_MARGIN_SECONDS = 30
 LONGEST_SECONDS = 2**31 - 1
 """Largest deadline Kubernetes takes."""
 
+GPU = "nvidia.com/gpu"
 DEFAULT_CPU = "1"
 DEFAULT_MEMORY = "4Gi"
 """For pods that name no memory. Less than that and Ray's own memory monitor ends the driver on a head."""
@@ -214,7 +215,7 @@ def resources_of(machine: PodSpec) -> dict[str, Any]:
     if "memory" not in requests and "memory" not in limits:
         requests["memory"] = limits["memory"] = DEFAULT_MEMORY
     if isinstance(machine, GroupSpec) and machine.gpus:
-        limits.setdefault("nvidia.com/gpu", str(machine.gpus))
+        limits.setdefault(GPU, str(machine.gpus))
     return {kind: amounts for kind, amounts in (("requests", requests), ("limits", limits)) if amounts}
 
 

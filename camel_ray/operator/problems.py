@@ -16,7 +16,7 @@ from camel_ray.api.rules import CACHE_VARIABLE
 from camel_ray.errors import SpecError
 from camel_ray.operator.groups import UsedGroup, least_workers, used_groups
 from camel_ray.operator.model import Settings
-from camel_ray.operator.pods import DEFAULT_MEMORY
+from camel_ray.operator.pods import DEFAULT_MEMORY, GPU
 from camel_ray.operator.policy import policy_problems
 from camel_ray.operator.quantity import amount
 from camel_ray.operator.scratch import cache_directory, has_scratch, is_remote, shares_mirror
@@ -39,6 +39,7 @@ def cluster_problems(pipeline: CamelPipeline, settings: Settings | None) -> list
     found += _machines(pipeline)
     if settings is not None:
         found += policy_problems(pipeline.spec.cluster, settings.config)
+        found += _autoscaler(pipeline, settings)
     for stage in pipeline.spec.stages:
         found += _placement(pipeline, stage)
     return list(dict.fromkeys(found))
@@ -123,9 +124,9 @@ def _machines(pipeline: CamelPipeline) -> Iterator[str]:
     for number, group in enumerate(cluster.groups):
         where = f"spec.cluster.groups[{number}]"
         yield from _machine(where, group)
-        gpus = group.resources.limits.get("nvidia.com/gpu")
+        gpus = group.resources.limits.get(GPU)
         if group.gpus and gpus is not None and amount(gpus) != group.gpus:
-            yield f"{where}.gpus: {group.gpus} GPUs, but resources.limits say nvidia.com/gpu: {gpus}; leave one out"
+            yield f"{where}.gpus: {group.gpus} GPUs, but resources.limits say {GPU}: {gpus}; leave one out"
         if group.gpus and "memory" not in {**group.resources.requests, **group.resources.limits}:
             yield (
                 f"{where}.resources: {group.gpus} GPUs, but no memory is named, which makes it {DEFAULT_MEMORY}; set "
@@ -174,6 +175,18 @@ def _over_limit(where: str, resources: ResourcesSpec) -> Iterator[str]:
     for name, text in resources.limits.items():
         if "/" in name and (most := amount(text)) is not None and most.denominator != 1:
             yield f"{where}.resources: the limit {name}: {text} of a device has to be a whole number"
+
+
+def _autoscaler(pipeline: CamelPipeline, settings: Settings) -> Iterator[str]:
+    """The autoscaler runs from the administrator's image, because it may start pods; so both need the same Ray."""
+    cluster, ours = pipeline.spec.cluster, settings.config.stages.ray_version
+    autoscaled = cluster.executor == "RayJob" and cluster.autoscaling.enabled and bool(cluster.groups)
+    if autoscaled and cluster.ray_version not in (None, ours):
+        yield (
+            f"spec.cluster.rayVersion: {cluster.ray_version} is not the Ray {ours} of the operator's own image "
+            "(stages.image), in which Ray's autoscaler runs; use an image with that version, or set replicas instead "
+            "of autoscaling"
+        )
 
 
 def _placement(pipeline: CamelPipeline, stage: Stage) -> Iterator[str]:

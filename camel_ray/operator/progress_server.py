@@ -46,6 +46,8 @@ _REPORT_SECONDS = 1.0
 _TRUST_SECONDS = 60.0
 """How long the API server's word about a token holds; a refusal holds a sixth of it."""
 _REVIEWS_PER_SECOND = 50.0
+_REVIEWS_OF_ONE = 5.0
+"""The same for one client: whoever sends made-up tokens must not use up everybody's."""
 _REMEMBERED = 20_000
 """Tokens, and attempts, that are remembered."""
 _PATH = re.compile(
@@ -90,8 +92,9 @@ class ProgressServer:
     """Serves from the moment it is made until `close`. `port` 0 takes a free one; `port` then says which.
 
     `review` says whose a token is, `find` and `pods` look into the caches of pipelines and pods, `write` sends a JSON
-    patch for the status of a pipeline, `count` hears the status of every answer. `tls` is asked at each connection what
-    to serve it with; where there is nothing yet, it is closed.
+    patch for the status of a pipeline, `count` hears the status of every answer, `now` is the time
+    that all replicas share. `tls` is asked at each connection what to serve it with; where there is nothing yet, it is
+    closed.
     """
 
     def __init__(
@@ -104,14 +107,17 @@ class ProgressServer:
         write: Callable[[str, str, list[dict[str, Any]]], Any],
         tls: Callable[[], Serving | None] | None = None,
         count: Callable[[int], None] = lambda status: None,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
         host: str = "",
     ) -> None:
         self._review, self._find, self._pods, self._count = review, find, pods, count
+        self._now = now
         self._writer = ProgressWriter(find, write)
         self._lock = threading.Lock()
         self._trusted: dict[bytes, tuple[float, Identity | None]] = {}
         self._reported: dict[Key, float] = {}
-        self._reviews, self._reviews_at = _REVIEWS_PER_SECOND, time.monotonic()
+        self._reviews: dict[str, tuple[float, float]] = {}
+        """How many reviews a client has left, and since when; under the empty name, all of them together."""
         self._http = _Server(host, port, self._answer, tls)
         self.port = self._http.port
         self._thread = threading.Thread(
@@ -126,9 +132,9 @@ class ProgressServer:
         self._thread.join()
         self._writer.close()
 
-    def _answer(self, path: str, token: str, body: bytes) -> tuple[int, Mapping[str, Any]]:
+    def _answer(self, client: str, path: str, token: str, body: bytes) -> tuple[int, Mapping[str, Any]]:
         try:
-            status, answer = self._judge(path, token, body)
+            status, answer = self._judge(client, path, token, body)
         except _Refusal as refusal:
             status, answer = refusal.status, {"error": str(refusal)}
         except Exception:
@@ -137,13 +143,13 @@ class ProgressServer:
         self._count(status)
         return status, answer
 
-    def _judge(self, path: str, token: str, body: bytes) -> tuple[int, Mapping[str, Any]]:
+    def _judge(self, client: str, path: str, token: str, body: bytes) -> tuple[int, Mapping[str, Any]]:
         matched = _PATH.fullmatch(path)
         if matched is None:
             raise _Refusal(404, "there is no such path; attempts get theirs in KUBEFLOW_TRAINER_SERVER_URL")
         namespace, pipeline, stage = matched[1], matched[2], matched[3]
         number = int(matched[4])
-        identity = self._identity(token)
+        identity = self._identity(client, token)
         if identity is None:
             raise _Refusal(401, "the token is not one of a pod for the audience camel-ray.dev")
         if identity.namespace != namespace:
@@ -156,7 +162,7 @@ class ProgressServer:
         if current.get("number") != number:
             raise _Refusal(409, "this attempt is not the current one of its stage")
         try:
-            report = parse_report(body, attempt=number, now=stamp(datetime.now(UTC)))
+            report = parse_report(body, attempt=number, now=stamp(self._now()))
         except ValueError as error:
             raise _Refusal(400, f"{error}; see the status contract of Kubeflow Trainer") from None
         key = Key(namespace, pipeline, stage, number)
@@ -185,7 +191,7 @@ class ProgressServer:
         stages = (found.get("status") or {}).get("stages") or []
         return next((each for each in stages if each["name"] == stage), {})
 
-    def _identity(self, token: str) -> Identity | None:
+    def _identity(self, client: str, token: str) -> Identity | None:
         if not _TOKEN.fullmatch(token):
             return None
         key, now = hashlib.sha256(token.encode()).digest(), time.monotonic()
@@ -193,12 +199,9 @@ class ProgressServer:
             known = self._trusted.get(key)
             if known is not None and now < known[0]:
                 return known[1]
-            # A bucket: whoever sends made-up tokens must not keep the API server busy.
-            self._reviews = min(_REVIEWS_PER_SECOND, self._reviews + (now - self._reviews_at) * _REVIEWS_PER_SECOND)
-            self._reviews_at = now
-            if self._reviews < 1.0:
+            # Buckets: whoever sends made-up tokens must not keep the API server busy, nor all others out.
+            if not (self._may_review(client, _REVIEWS_OF_ONE, now) and self._may_review("", _REVIEWS_PER_SECOND, now)):
                 raise _Refusal(503, "too many tokens to check")
-            self._reviews -= 1.0
         try:
             identity = self._review(token)
         except KubeError as error:
@@ -209,6 +212,13 @@ class ProgressServer:
             trust = _TRUST_SECONDS if identity is not None else _TRUST_SECONDS / 6
             self._trusted[key] = (now + trust, identity)
         return identity
+
+    def _may_review(self, client: str, most: float, now: float) -> bool:
+        left, since = self._reviews.pop(client, (most, now))
+        left = min(most, left + (now - since) * most)
+        _make_room(self._reviews)
+        self._reviews[client] = (left - 1.0 if left >= 1.0 else left, now)
+        return left >= 1.0
 
     def _limit(self, key: Key) -> None:
         now = time.monotonic()
@@ -248,7 +258,8 @@ class _Handler(Handler):
             return None  # the client has gone
         scheme, _, token = self.headers.get("Authorization", "").partition(" ")
         with self.server.serves(self.connection):
-            status, answer = self.server.answer(self.path, token.strip() if scheme.lower() == "bearer" else "", body)
+            token = token.strip() if scheme.lower() == "bearer" else ""
+            status, answer = self.server.answer(self.client_address[0], self.path, token, body)
         return self._send(status, answer)
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
@@ -275,7 +286,7 @@ class _Server(Listener):
         self,
         host: str,
         port: int,
-        answer: Callable[[str, str, bytes], tuple[int, Mapping[str, Any]]],
+        answer: Callable[[str, str, str, bytes], tuple[int, Mapping[str, Any]]],
         tls: Callable[[], Serving | None] | None,
     ) -> None:
         self.answer = answer

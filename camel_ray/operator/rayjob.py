@@ -165,13 +165,15 @@ def _autoscaling(attempt: Attempt) -> dict[str, Any]:
     """Ray's autoscaler. KubeRay copies nothing of the head's container to it, so it brings its own security.
 
     Its service account may change the RayCluster, and so start any pod. The user's code runs in the container beside it
-    and gets neither the token nor a directory in which the autoscaler looks for code (its HOME is /tmp).
+    and gets neither the token nor a directory in which the autoscaler looks for code (its HOME is /tmp). Its image is
+    the administrator's, whatever the pipeline names: KubeRay would take the head's.
     """
     return {
         "enableInTreeAutoscaling": True,
         "autoscalerOptions": {
             "version": "v2",  # KubeRay takes it for v1 where it is not written
             "idleTimeoutSeconds": min(attempt.pipeline.spec.cluster.autoscaling.idle_timeout_seconds, LONGEST_SECONDS),
+            "image": attempt.settings.config.stages.image,
             "imagePullPolicy": attempt.settings.config.stages.image_pull_policy,
             "env": plain_env(HOME),
             "resources": {"requests": {"cpu": "100m", "memory": "512Mi"}, "limits": {"memory": "1Gi"}},

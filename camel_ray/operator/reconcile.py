@@ -13,7 +13,6 @@ from collections.abc import Mapping
 
 from pydantic import ValidationError
 
-from camel_ray.api.pipeline import Stage
 from camel_ray.api.status import TERMINAL, PipelinePhase, PipelineStatus, StageStatus, StopReason
 from camel_ray.operator.clock import seconds_since, stamp
 from camel_ray.operator.model import Note, Plan, Snapshot
@@ -37,8 +36,8 @@ def reconcile(snapshot: Snapshot) -> Plan:
     if snapshot.object["metadata"].get("deletionTimestamp"):
         return Plan(before)
     work = Work(snapshot)
-    stages = _stages(snapshot, before)
-    if _is_stale(snapshot, stages):
+    stages, work.retired = _stages(snapshot, before)
+    if _is_stale(snapshot, work.retired | {stage.name: stage.attempts for stage in stages}):
         return Plan(before, requeue_seconds=STALE_SECONDS)
     problem = snapshot.problem
     if problem and not any(stage.started for stage in stages):
@@ -67,27 +66,25 @@ def _status(pipeline: Mapping[str, object]) -> PipelineStatus | None:
         return None
 
 
-def _stages(snapshot: Snapshot, before: PipelineStatus) -> list[StageStatus]:
-    """A status per stage of the spec, in its order; what is known is kept."""
+def _stages(snapshot: Snapshot, before: PipelineStatus) -> tuple[list[StageStatus], dict[str, int]]:
+    """A status per stage of the spec, in its order; what is known is kept. Beside them the counters of stages that are
+    in it no more: names of attempts are never used twice, whatever becomes of their stage.
+    """
     if snapshot.pipeline is None:
-        return list(before.stages)
+        return list(before.stages), before.retired
+    counted = before.retired | {stage.name: stage.attempts for stage in before.stages if stage.attempts}
     made = []
     for stage in snapshot.pipeline.spec.stages:
-        known = before.stage_named(stage.name)
-        made.append(known if known and known.kind == stage.kind else _new(stage, known))
-    return made
+        known, attempts = before.stage_named(stage.name), counted.pop(stage.name, 0)
+        same = known is not None and known.kind == stage.kind
+        made.append(known if known and same else StageStatus(name=stage.name, kind=stage.kind, attempts=attempts))
+    return made, counted
 
 
-def _new(stage: Stage, known: StageStatus | None) -> StageStatus:
-    # A stage that was given another kind before it started keeps its counter: names of attempts are never used twice.
-    return StageStatus(name=stage.name, kind=stage.kind, attempts=known.attempts if known else 0)
-
-
-def _is_stale(snapshot: Snapshot, stages: list[StageStatus]) -> bool:
+def _is_stale(snapshot: Snapshot, counted: Mapping[str, int]) -> bool:
     """Whether an attempt exists that the status does not name yet: then the status is an old copy, and deciding on it
     would lose that attempt.
     """
-    counted = {stage.name: stage.attempts for stage in stages}
     return any(v.object is not None and v.number > counted.get(v.stage, 0) for v in snapshot.attempts)
 
 
@@ -154,7 +151,8 @@ def _mend(work: Work, stages: list[StageStatus]) -> None:
     for i, stage in enumerate(stages):
         if stage.phase != "Failed":
             continue
-        if stage.spec.removeprefix(REFUSED) != spec_digest(pipeline, pipeline.spec.stages[i]):
+        edited = work.snapshot.object["metadata"].get("generation", 0) > stage.spec_generation
+        if edited and stage.spec.removeprefix(REFUSED) != spec_digest(pipeline, pipeline.spec.stages[i]):
             work.notes.append(Note("Normal", "SpecChanged", f"stage '{stage.name}' runs again with its new spec"))
             stages[i] = reset(stage)
         elif stage.spec.startswith(REFUSED) and not work.snapshot.problem:
@@ -247,9 +245,10 @@ def _plan(
         handled_request=before.handled_request if handled is None else handled,
         conditions=before.conditions,
         stages=stages,
+        retired=work.retired,
     )
     status = status.model_copy(update={"conditions": conditions(status, generation, work.now)})
-    expired = _expired(work, status)
+    expired = _expired(work, status) and ended == before.ended  # else the end is to be written first, and told
     return Plan(
         status=status,
         gone=tuple(work.gone),

@@ -56,6 +56,8 @@ class Work:
     wake: float | None = None
     done: frozenset[str] = frozenset()
     """Stages that are done: what is left of their attempts is in nobody's way."""
+    retired: dict[str, int] = field(default_factory=dict)
+    """Attempts of stages that are in the spec no more."""
 
     @property
     def now(self) -> datetime:
@@ -134,8 +136,8 @@ def begin(work: Work, stage: Stage, status: StageStatus) -> StageStatus:
         attempts=number,
         started=status.started or stamp(work.now),
         retry=None,
-        spec=spec_digest(work.snapshot.pipeline, stage),
         current=current,
+        **_told(work, stage),
         progress=None,
         result=None,
     )
@@ -143,10 +145,15 @@ def begin(work: Work, stage: Stage, status: StageStatus) -> StageStatus:
 
 def refuse(work: Work, stage: Stage, status: StageStatus, problem: str) -> StageStatus:
     """Give a stage up whose spec was changed to something that cannot run on a cluster; changed again, it is tried."""
+    told = _told(work, stage)
+    return _changed(_given_up(work, stage, status, problem), **{**told, "spec": f"{REFUSED}{told['spec']}"}, retry=None)
+
+
+def _told(work: Work, stage: Stage) -> dict[str, Any]:
+    """What an attempt that is made now is told to do."""
     assert work.snapshot.pipeline is not None
-    return _changed(
-        _given_up(work, stage, status, problem), spec=REFUSED + spec_digest(work.snapshot.pipeline, stage), retry=None
-    )
+    generation = work.snapshot.object["metadata"].get("generation", 0)
+    return {"spec": spec_digest(work.snapshot.pipeline, stage), "spec_generation": generation}
 
 
 def spec_digest(pipeline: CamelPipeline, stage: Stage) -> str:
@@ -220,9 +227,8 @@ def _not_seen(work: Work, stage: Stage, status: StageStatus, current: AttemptSta
         status = _changed(status, current=current)
     _create(work, stage, status, current, alone=True)
     work.wake_in(5.0)
-    return (
-        _changed(status, message=f"cannot create {current.executor} {current.name}: {trouble}") if trouble else status
-    )
+    words = f"cannot create {current.executor} {current.name}: {trouble}" if trouble else status.message
+    return _changed(status, message=words, **_told(work, stage))
 
 
 def _under_another_name(work: Work, stage: Stage, status: StageStatus, current: AttemptStatus) -> StageStatus:
@@ -234,7 +240,8 @@ def _under_another_name(work: Work, stage: Stage, status: StageStatus, current: 
     work.notes.append(Note("Warning", "NameTaken", words))
     current = _changed(current, number=number, name=name, created=stamp(work.now))
     _create(work, stage, status, current, alone=True)
-    return _changed(status, message=f"creates {current.executor} {name}", attempts=number, current=current)
+    words = f"creates {current.executor} {name}"
+    return _changed(status, message=words, attempts=number, current=current, **_told(work, stage))
 
 
 def _overdue(work: Work, stage: Stage, current: AttemptStatus, seen: Observation) -> Observation | None:

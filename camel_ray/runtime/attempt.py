@@ -46,10 +46,13 @@ _LOCK_SECONDS = 180.0
 is gone only after their lease (90 s with NFS)."""
 _MESSAGE = 1000
 _METRICS = 30
-_SECRET_NAMES = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|API_?KEY|ACCESS_?KEY", re.IGNORECASE)
+_SECRET_NAMES = re.compile(
+    r"TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|(API|ACCESS|ACCOUNT|STORAGE|PRIVATE)_?KEY|CONNECTION_?STRING",
+    re.IGNORECASE,
+)
 _URL_PASSWORD = re.compile(r"(?<=://)[^/@\s]+(?=@)")
-_PLAIN_VALUES = re.compile(r"/.*|token|true|false|disabled|\d*", re.IGNORECASE)
-"""Values of variables with such names that are no secrets: paths of files with secrets, and switches."""
+_PLAIN_VALUES = re.compile(r"token|true|false|disabled", re.IGNORECASE)
+"""Values of variables with such names that are no secrets: switches. Neither is the path of a file that is there."""
 
 
 @dataclass(frozen=True)
@@ -295,7 +298,9 @@ def _write_termination_log(path: Path, wire: Mapping[str, Any]) -> None:
 def _without_secrets(text: str) -> str:
     """Text without the values of variables that sound like secrets, and without passwords in URLs."""
     for name, value in os.environ.items():
-        if _SECRET_NAMES.search(name) and len(value) >= 8 and not _PLAIN_VALUES.fullmatch(value):
+        is_file = value.startswith("/") and os.access(value, os.F_OK)
+        plain = len(value) < 8 or is_file or _PLAIN_VALUES.fullmatch(value)
+        if _SECRET_NAMES.search(name) and not plain:
             text = text.replace(value, "***")
     return _URL_PASSWORD.sub("***", text)
 

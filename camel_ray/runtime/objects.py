@@ -35,6 +35,13 @@ def part_bytes(size: int) -> int:
     return max(_PART_BYTES, -(-size // _MOST_PARTS))
 
 
+def is_inside(name: str) -> bool:
+    """Whether a file of this name lies below the directory that it is put into. Who may write a bucket chooses the
+    names of its objects, and an absolute one, or one with `..`, would land anywhere on the disk of whoever reads it.
+    """
+    return not {"", ".", ".."} & set(name.split("/"))
+
+
 class Objects:
     """A folder behind a URI. Safe to use from several threads."""
 
@@ -79,11 +86,12 @@ class Objects:
                 raise  # no bucket: a folder that is empty is no error there
             return {}
         stem = self._base.strip("/") + "/"
-        return {
+        sizes = {
             name.split(stem, 1)[1]: int(entry["size"] or 0)
             for name, entry in found.items()
             if stem in name and not name.endswith("/")
         }
+        return {name: size for name, size in sizes.items() if is_inside(name)}
 
     def _put(self, name: str, path: Path) -> None:
         target = f"{self._base}/{name}"

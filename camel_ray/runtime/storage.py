@@ -33,7 +33,7 @@ from typing import Any
 from camel_ray.errors import SpecError, StorageUnavailable
 from camel_ray.manifest import MANIFEST, disk_errors, json_digest
 from camel_ray.runtime.lock import locked
-from camel_ray.runtime.objects import Objects
+from camel_ray.runtime.objects import Objects, is_inside
 
 _OPEN_PATIENCE_SECONDS = 10.0
 """For the first words with a store: nothing is lost yet, and somebody may wait for an answer."""
@@ -272,7 +272,7 @@ def _files_of(manifest: bytes) -> dict[str, Any]:
         files = json.loads(manifest).get("files", {})
     except (ValueError, AttributeError):
         return {}
-    return dict(files)
+    return {name: entry for name, entry in dict(files).items() if is_inside(name)}
 
 
 def _beginning(state: Path) -> tuple[Any, Any] | None:

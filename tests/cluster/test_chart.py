@@ -135,6 +135,8 @@ def test_what_is_missing_is_told_after_the_installation(helm: Helm, control_plan
     assert "MISSING: the resource CamelPipeline" not in told
     control_plane.apply_crds(*sorted((Path(__file__).parents[1] / "kuberay_standin/crds").glob("*.yaml")))
     try:
+        found = ("api-resources", "--api-group=ray.io", "--output=name")
+        control_plane.wait_for(lambda: "rayjobs" in control_plane.kubectl(*found), "the kinds to be listed")
         told = _put(helm, "upgrade", {"replicas": 2})
         assert ("MISSING: KubeRay" in told, "MISSING: an operator" in told) == (False, False)
     finally:

@@ -178,6 +178,7 @@ CASES: dict[str, tuple[str, str, str]] = {
     "ENV_SOURCE": ("{name: B, value: c}", "{name: B}", sentences.ENV_SOURCE),
     "ENV_SOURCE both": ("{name: B, value: c}", "{name: B, value: c, secret: {name: s, key: k}}", sentences.ENV_SOURCE),
     "ENV_TAKEN": ("{name: B", "{name: KUBEFLOW_TRAINER_SERVER_URL", "the variable 'KUBEFLOW_TRAINER_SERVER_URL' is set by the operator; leave it out"),
+    "ENV_SECRET": ("{name: B", "{name: WANDB_API_KEY", "the value of 'WANDB_API_KEY' would be read by everybody who may read the pipeline; put it into a Secret, and write secret: {name: ..., key: ...} instead of value"),
     "VOLUME_SOURCE": ("/data, claim: c", "/data", sentences.VOLUME_SOURCE),
     "VOLUME_SOURCE both": ("/data, claim: c", "/data, claim: c, secret: s", sentences.VOLUME_SOURCE),
     "VOLUME_TAKEN": ("mountPath: /cache", "mountPath: /data", "the path '/data' is mounted by number 1 already; give each volume its own"),

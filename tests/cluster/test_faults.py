@@ -67,8 +67,9 @@ def is_write(method: str, path: str) -> bool:
 
 
 def test_a_frozen_leader_is_replaced_and_ends_when_it_wakes(
-    control_plane: ControlPlane, operator: StartOperator, pipelines: Pipelines
+    control_plane: ControlPlane, operator: StartOperator, pipelines: Pipelines, world: KubeRay
 ) -> None:
+    world.rule("before-a-1", namespace=pipelines.namespace, seconds=10.0)
     replicas = {name: operator(name) for name in ("one", "two")}
     control_plane.wait_for(lambda: leader(control_plane), "a leader")
     first = leader(control_plane)
@@ -113,10 +114,10 @@ def test_a_clock_that_is_put_forward_or_back_ends_no_wait_and_prolongs_none(
     control_plane.wait_for(lambda: leader(control_plane) == "one", "the first to lead")
     stage = {"name": "a", "data": {"source": "/data/rows.jsonl"}}
     nowhere = {"head": {"nodeSelector": {"such": "node-is-nowhere"}}, "startTimeoutSeconds": 600}
-    for name, seconds in (("runs", 30.0), ("briefly", 15.0)):
+    for name, seconds in (("runs", 60.0), ("briefly", 30.0)):
         world.rule(f"{name}-a-1", namespace=pipelines.namespace, seconds=seconds)
         pipelines.apply(pipeline(name, {**stage, "timeoutSeconds": 600}))
-    for name, pause in (("again", 20), ("patient", 900)):
+    for name, pause in (("again", 30), ("patient", 900)):
         world.rule(f"{name}-a-1", namespace=pipelines.namespace, exit_code=20, seconds=0.1)
         pipelines.apply(pipeline(name, stage, retry={"backoffSeconds": pause}))
     pipelines.apply(pipeline("held", stage, cluster=nowhere))
@@ -206,7 +207,7 @@ def test_a_watch_that_goes_silent_is_given_up_and_nothing_is_missed(
 def test_a_rotated_token_is_read_when_the_old_one_has_ended(
     control_plane: ControlPlane, operator: StartOperator, pipelines: Pipelines
 ) -> None:
-    replica = operator("operator", kubeconfig=account(control_plane, seconds=20))
+    replica = operator("operator", kubeconfig=account(control_plane, seconds=60))
     refused = lambda: any(  # noqa: E731
         event["responseStatus"]["code"] == 401 and "/leases/camel-ray-operator" in event["requestURI"]
         for event in control_plane.audit_log()

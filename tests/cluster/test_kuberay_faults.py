@@ -124,7 +124,11 @@ def test_head_that_fits_no_node(cluster: Cluster) -> None:
     huge = {"resources": {"requests": {"cpu": "100"}}}
     cluster.create(rayjob("huge", head=huge))
     cluster.wait(lambda: cluster.events("FailedScheduling"), "the scheduler's word")
-    (scheduled,) = [c for c in cluster.pods("head")[0]["status"]["conditions"] if c["type"] == "PodScheduled"]
+
+    def conditions() -> list[Any]:
+        return [c for c in cluster.pods("head")[0]["status"].get("conditions", ()) if c["type"] == "PodScheduled"]
+
+    (scheduled,) = cluster.wait(conditions, "the scheduler's condition")
     assert (scheduled["status"], scheduled["reason"]) == ("False", "Unschedulable")
     assert _head_condition(cluster)["reason"] == "Unknown"
     cluster.patch("huge", {"spec": {"activeDeadlineSeconds": 1}})
@@ -160,8 +164,13 @@ def test_quota_refuses_the_head(cluster: Cluster) -> None:
     cluster.create(rayjob("quota"))
     event = cluster.wait(lambda: cluster.events("FailedToCreateHeadPod"), "the event")[0]
     assert event["involvedObject"]["kind"] == "RayCluster" and "exceeded quota" in event["message"]
-    (ray_cluster,) = cluster.all("rayclusters")
-    failure = {c["type"]: c for c in ray_cluster["status"]["conditions"]}["ReplicaFailure"]
+
+    def failures() -> list[Any]:
+        (ray_cluster,) = cluster.all("rayclusters")
+        conditions = ray_cluster.get("status", {}).get("conditions", ())
+        return [condition for condition in conditions if condition["type"] == "ReplicaFailure"]
+
+    (failure,) = cluster.wait(failures, "the condition")
     assert (failure["status"], failure["reason"]) == ("True", "FailedCreateHeadPod")
     assert cluster.state("quota") == ("Initializing", "", "")
     cluster.kubectl("delete", "resourcequota", "q")

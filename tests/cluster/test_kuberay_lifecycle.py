@@ -19,6 +19,7 @@ from rig.control_plane import ControlPlane, RequestError
 
 
 def test_job_succeeds_and_its_cluster_goes(cluster: Cluster) -> None:
+    cluster.rule("fine", seconds=3)
     job = rayjob("fine", workers=2)
     job["metadata"]["labels"] = {"team": "a"}
     cluster.create(job)

@@ -114,7 +114,7 @@ def test_the_second_pipeline_waits_in_kueues_words_and_runs_after_the_first(
     executor: str,
 ) -> None:
     queue = kueue.make_queue(control_plane, namespace, ONE_AT_A_TIME)
-    kuberay.rule("first-*", namespace=namespace, seconds=15.0)
+    kuberay.rule("first-*", namespace=namespace, seconds=30.0)
     operator()
     mine = Pipelines(control_plane, namespace)
     cluster = {"executor": executor, "queue": queue}

@@ -104,8 +104,8 @@ def test_a_namespace_that_takes_its_rights_back_stops_only_itself_and_goes_on_la
     first, second = (operator(name, *watching(*teams)) for name in ("one", "two"))
     control_plane.wait_for(lambda: leader(control_plane) == "one", "the first to lead")
     for team in teams:
-        world.rule("ends-a-1", namespace=team.namespace, seconds=20.0)
-        world.rule("lasts-a-1", namespace=team.namespace, seconds=40.0)
+        world.rule("ends-a-1", namespace=team.namespace, seconds=45.0)
+        world.rule("lasts-a-1", namespace=team.namespace, seconds=60.0)
         for name in ("ends", "lasts"):
             team.apply(pipeline(name))
     for team in teams:

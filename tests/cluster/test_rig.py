@@ -77,7 +77,7 @@ def test_blocking_an_owners_deletion_needs_the_right_to_update_its_finalizers(
 
 
 def test_a_short_token_ends_and_a_new_one_in_the_same_file_works(control_plane: ControlPlane, namespace: str) -> None:
-    mine = control_plane.service_account(namespace, "worker", seconds=5)
+    mine = control_plane.service_account(namespace, "worker", seconds=20)
     command = ("auth", "whoami", "-o", "jsonpath={.status.userInfo.username}")
     name = f"system:serviceaccount:{namespace}:worker"
     assert control_plane.kubectl(*command, kubeconfig=mine) == name

@@ -20,7 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from rig.control_plane import ControlPlane
 from rig.pipelines import Object, Pipelines, pipeline
 from rig.release import NAMESPACE, Release
-from rig.training import CONFIG
+from rig.training import CONFIG, ENVIRONMENT
 
 WORDS = {
     "data": "210 rows to train on, 30 held out",
@@ -142,7 +142,7 @@ def chain() -> Object:
         storage="/data/storage",
         cluster={
             "head": {"resources": resources},
-            "env": [{"name": "HF_HUB_OFFLINE", "value": "1"}],
+            "env": [{"name": name, "value": value} for name, value in ENVIRONMENT.items()],
             "volumes": [{"mountPath": "/data", "claim": "data"}],
         },
     )
@@ -188,9 +188,9 @@ def test_a_user_sees_a_chain_from_rows_to_an_evaluated_policy_through(
         camel_ray.start("logs", "chain", "-f"),
     ]
 
-    pipelines.wait_stage("chain", "base", "Running", seconds=200)
+    pipelines.wait_stage("chain", "base", "Running", seconds=1200)
     while_it_runs = plane.kubectl(*as_user, "get", "camel", kubeconfig=user).splitlines()
-    status = pipelines.wait_phase("chain", "Succeeded", seconds=400)
+    status = pipelines.wait_phase("chain", "Succeeded", seconds=1800)
     told, states, log = (result() for result in followed)
 
     assert [stage["kind"] for stage in status["stages"]] == KINDS

@@ -52,7 +52,7 @@ def test_a_pipeline_runs_in_pods_to_its_end(pipelines: Pipelines, volume: Callab
     directory = volume("data")
     write_rows(directory)
     pipelines.apply(tokenizer_pipeline("words"))
-    status = pipelines.wait_phase("words", "Succeeded", seconds=240)
+    status = pipelines.wait_phase("words", "Succeeded", seconds=1200)
     assert [stage["attempts"] for stage in status["stages"]] == [1, 1]
     rows, words = status["stages"]
     assert rows["result"]["code"] == 0  # told by the pod, through the progress server

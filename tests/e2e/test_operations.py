@@ -24,7 +24,7 @@ from rig.training import Training, write_data
 
 MakeVolume = Callable[[str], Path]
 
-STEPS = 2000
+STEPS = 5000
 """Of a training that is to end: more than are done before the test has its operator replaced."""
 SERVICE = "camel-ray-operator"
 METRICS, PROGRESS = 8080, 8443
@@ -95,7 +95,7 @@ def test_a_training_ends_well_although_the_pod_of_its_operator_was_deleted(
     assert second != first and training.stage()["phase"] == "Running"
     training.wait_progress()
     assert training.last_step() < STEPS, "all of this was in the middle"
-    (stage,) = training.pipelines.wait_phase(training.name, "Succeeded", seconds=240)["stages"]
+    (stage,) = training.pipelines.wait_phase(training.name, "Succeeded", seconds=1200)["stages"]
     assert one_attempt(training) == before
     assert (stage["result"]["code"], stage["progress"]["done"], stage["progress"]["total"]) == (0, STEPS, STEPS)
     assert training.steps() == list(range(1, STEPS + 1))
@@ -135,8 +135,8 @@ def upgrade(release: Release, plane: ControlPlane) -> None:
     """`helm upgrade` with other values, for which all pods of the operator are replaced."""
     old = set(operators(plane))
     release.install({"operator": {"workers": 8}, "networkPolicy": {"enabled": False}})
-    assert not old & {wait_leader(plane)}
     plane.wait_for(lambda: not old & set(operators(plane)), "the end of the old pods")
+    assert not old & {wait_leader(plane)}
 
 
 def move_on(training: Training) -> None:

@@ -140,11 +140,11 @@ def test_the_autoscaler_brings_the_second_pod_and_zero_trains_over_both(
     group = {"minReplicas": 1, "maxReplicas": 2}
     manifest = training("scaled", steps=40, group=group, checkpoint=20, autoscaling={"enabled": True})
     run = Run(pipelines, node, data, manifest)
-    first = run.wait(lambda: [p for p in run.pods("worker") if ready(p)], "a ready worker", 180)
+    first = run.wait(lambda: [p for p in run.pods("worker") if ready(p)], "a ready worker", 900)
     assert len(first) == 1 and len(run.pods("head")) == 1
     (cluster,) = pipelines.list("rayclusters", "scaled")
     assert cluster["spec"]["workerGroupSpecs"][0]["replicas"] == 1
-    run.wait(lambda: len(run.training_pods()) == 2, "training processes in two pods", 300)
+    run.wait(lambda: len(run.training_pods()) == 2, "training processes in two pods", 1200)
     (cluster,) = pipelines.list("rayclusters", "scaled")
     (job,) = pipelines.list("rayjobs", "scaled")
     assert cluster["spec"]["workerGroupSpecs"][0]["replicas"] == 2

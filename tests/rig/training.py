@@ -25,7 +25,12 @@ CONFIG = {
     "max_position_embeddings": 64,
 }
 """A model that trains in milliseconds."""
-ENVIRONMENT = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "RAY_USAGE_STATS_ENABLED": "0"}
+ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "HF_HUB_OFFLINE": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_raylet_start_wait_time_s": "300",
+}
 """Variables of pods that share two cores and have no network."""
 
 

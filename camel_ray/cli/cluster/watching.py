@@ -77,9 +77,10 @@ class _Patience:
 
     def failed(self, error: KubeError) -> None:
         """Wait, or raise the error."""
-        now = time.monotonic()
-        self._since = self._since or now
-        unsure = not_yet_sure(error) and now - self._since < _UNSURE_SECONDS
+        now, unsure = time.monotonic(), not_yet_sure(error)
+        if unsure:  # since the first refusal: the server may have been away before
+            self._since = self._since or now
+            unsure = now - self._since < _UNSURE_SECONDS
         if not transient(error) and not unsure:
             raise error
         if self._failures == self._silent:

@@ -190,12 +190,15 @@ class Client:
         namespace: str | None = None,
         *,
         uid: str | None = None,
+        version: str | None = None,
         propagation: str = "Background",
     ) -> None:
-        """Delete an object and what it owns. That it is gone, or (with `uid`) replaced by a namesake, is success."""
+        """Delete an object and what it owns. That it is gone, or (with `uid`) replaced by a namesake, is success; so it
+        is, with both, that it is not the `version` (its resource version) any more, and then it stays.
+        """
         body: Object = {"propagationPolicy": propagation}
         if uid:
-            body["preconditions"] = {"uid": uid}
+            body["preconditions"] = {"uid": uid, **({"resourceVersion": version} if version else {})}
         try:
             self._json(
                 "delete", _what("delete", kind, namespace, name), "DELETE", kind.path(namespace, name), body=body

@@ -129,9 +129,12 @@ class WorkQueue:
                 self._changed.notify()
 
     def shut_down(self) -> None:
-        """Take no more keys and drop the delayed ones. What waits is still handed out; then `get` returns None."""
+        """Take no more keys and drop those that wait: whoever comes next looks at everything. `get` returns None."""
         with self._changed:
             self._shut = True
+            self._ready.clear()
+            self._first.clear()
+            self._dirty.clear()
             self._due.clear()
             self._heap.clear()
             self._changed.notify_all()

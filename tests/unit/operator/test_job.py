@@ -69,6 +69,20 @@ def test_its_pod_is_the_head_on_a_machine_of_the_stages_group() -> None:
     assert alone["containers"][0]["resources"] == {"requests": {"cpu": "2", "memory": "8Gi"}}
 
 
+def test_a_resource_that_the_group_names_is_the_groups_alone() -> None:
+    """A request of the head beside a limit of the group would reserve little on a machine that is used whole."""
+    head = {"resources": {"requests": {"cpu": "4", "memory": "16Gi"}, "limits": {"memory": "16Gi"}}}
+    limits = {"name": "gpu", "gpus": 8, "resources": {"limits": {"cpu": "96", "memory": "768Gi"}}}
+    requests = {"name": "gpu", "resources": {"requests": {"memory": "64Gi"}}}
+
+    def resources(group: dict[str, Any]) -> Any:
+        pod = job({"head": head, "groups": [group]}, group="gpu")["spec"]["template"]["spec"]
+        return pod["containers"][0]["resources"]
+
+    assert resources(limits) == {"limits": {"cpu": "96", "memory": "768Gi", "nvidia.com/gpu": "8"}}
+    assert resources(requests) == {"requests": {"cpu": "4", "memory": "64Gi"}}
+
+
 def test_a_queued_one_is_created_suspended() -> None:
     manifest = job({"queue": "team-a"})
     assert manifest["spec"]["suspend"] is True

@@ -44,6 +44,17 @@ def test_storage_on_a_path_needs_a_volume_there() -> None:
     assert problems(storage="/tmp/try") == []
 
 
+def test_the_autoscaler_of_the_operators_image_needs_the_same_ray() -> None:
+    group = {"groups": [{"name": "gpu", "maxReplicas": 2}]}
+    scaled = {**group, "autoscaling": {"enabled": True}}
+    assert problems({**scaled, "rayVersion": "2.59.0"}) == [
+        "spec.cluster.rayVersion: 2.59.0 is not the Ray 2.60.0 of the operator's own image (stages.image), in which "
+        "Ray's autoscaler runs; use an image with that version, or set replicas instead of autoscaling"
+    ]
+    assert problems({**scaled, "rayVersion": "2.60.0"}) == problems(scaled) == []
+    assert problems({"groups": [{"name": "gpu", "replicas": 2}], "rayVersion": "2.59.0"}) == []
+
+
 def test_pods_of_a_stage_share_the_mirror_of_object_storage() -> None:
     sentence = (
         "spec.storage: stage 'base' runs on several pods, which have to share the mirror of s3://b/t: mount a "

@@ -219,7 +219,7 @@ def test_one_client_takes_a_quarter_of_the_places_and_silent_ones_make_room(
 
 
 def test_a_client_that_says_nothing_for_long_is_cut(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(listen, "IDLE_SECONDS", 0.2)
+    monkeypatch.setattr(listen, "IDLE_SECONDS", 2.0)
     monkeypatch.setattr(listen, "WHOLE_SECONDS", 3600.0)
     with silent(world, HOST) as nothing, world.connect() as half:
         half.sendall(b"POST %s HTTP/1.1\r\nContent-Length: 9\r\n" % PATH.encode())
@@ -229,7 +229,7 @@ def test_a_client_that_says_nothing_for_long_is_cut(world: World, monkeypatch: p
 
 @pytest.mark.parametrize("beginning", ["", "POST {} HTTP/1.1\r\nContent-Length: 60000\r\n\r\n"], ids=["head", "body"])
 def test_a_client_that_drips_is_cut(world: World, monkeypatch: pytest.MonkeyPatch, beginning: str) -> None:
-    monkeypatch.setattr(listen, "WHOLE_SECONDS", 0.5)
+    monkeypatch.setattr(listen, "WHOLE_SECONDS", 3.0)
     with world.connect() as connection:
         connection.sendall(beginning.format(PATH).encode())
         until = time.monotonic() + 60

@@ -158,8 +158,9 @@ def test_a_token_is_checked_once_a_minute(world: World, monkeypatch: pytest.Monk
     assert world.reviews == ["mine", "unknown", "broken", "broken"]
 
 
-def test_made_up_tokens_do_not_flood_the_api_server(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(progress_server, "_REVIEWS_PER_SECOND", 3.0)
+@pytest.mark.parametrize("limit", ["_REVIEWS_PER_SECOND", "_REVIEWS_OF_ONE"])
+def test_made_up_tokens_do_not_flood_the_api_server(world: World, monkeypatch: pytest.MonkeyPatch, limit: str) -> None:
+    monkeypatch.setattr(progress_server, limit, 3.0)
     now = progress_server.time.monotonic()
     monkeypatch.setattr(progress_server.time, "monotonic", lambda: now)
     statuses = [world.post({}, token=f"token-{number}")[0] for number in range(5)]

@@ -169,6 +169,10 @@ def test_only_the_autoscaler_can_read_its_token_and_shares_no_home_with_the_code
     files = [path for source in volumes["api-access"]["projected"]["sources"] for path in _paths(source)]
     assert files == ["token", "ca.crt", "namespace"]
     assert "autoscaler-tmp" in volumes
+    # nor does its image come from them
+    own = rayjob({"image": "evil.example/ray:1", "groups": [CPU], "autoscaling": {"enabled": True}})
+    assert dict(templates(own))["head"]["spec"]["containers"][0]["image"] == "evil.example/ray:1"
+    assert ray(own)["autoscalerOptions"]["image"] == "registry.example.com/camel-ray:1"
     assert "api-access" not in {
         v["name"] for v in dict(templates(rayjob({"groups": [CPU]})))["head"]["spec"]["volumes"]
     }

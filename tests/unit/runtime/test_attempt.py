@@ -293,7 +293,12 @@ def test_a_failure_of_the_cluster_is_tried_again_and_a_bug_is_not() -> None:
     assert attempt._failure(KeyError("x")).code == 1
 
 
-def test_passwords_in_urls_are_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("KUBEFLOW_TRAINER_SERVER_TOKEN", "/var/run/token")
-    text = attempt._without_secrets("s3://key:word@host/x cannot be read, see /var/run/token")
-    assert text == "s3://***@host/x cannot be read, see /var/run/token"
+def test_passwords_are_not_told_and_paths_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "token").touch()
+    monkeypatch.setenv("KUBEFLOW_TRAINER_SERVER_TOKEN", f"{tmp_path}/token")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "/K7MDENGbPxRfiCY")  # one in 64 begins like a path
+    monkeypatch.setenv("AZURE_STORAGE_CONNECTION_STRING", "AccountName=a;AccountKey=b")
+    text = attempt._without_secrets(
+        f"s3://key:word@host/x: see {tmp_path}/token, /K7MDENGbPxRfiCY and AccountName=a;AccountKey=b"
+    )
+    assert text == f"s3://***@host/x: see {tmp_path}/token, *** and ***"

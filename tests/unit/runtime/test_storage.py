@@ -86,6 +86,25 @@ def test_a_file_of_several_parts_arrives_whole(s3: S3, tmp_path: Path, monkeypat
     assert verify(second.root / "stages/base/model") is None
 
 
+def test_names_in_the_bucket_lead_nowhere_but_into_the_mirror(
+    s3: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever may write the bucket chooses them."""
+    first = machine(tmp_path / "1", monkeypatch)
+    first.push(artifact(first))
+    outside, client = tmp_path / "outside.json", s3.client()
+    for name in (f"/{outside}", f"stages/base/../../../../../{outside.name}"):
+        client.put_object(Bucket="team", Key=f"runs/p/{name}", Body=b"{}")
+    manifest = "runs/p/stages/base/model/" + MANIFEST
+    told = json.loads(s3.content(manifest))
+    told["files"] |= {str(outside): {"bytes": 2}, f"../../../../../../{outside.name}": {"bytes": 2}}
+    client.put_object(Bucket="team", Key=manifest, Body=json.dumps(told).encode())
+    second = machine(tmp_path / "2", monkeypatch)
+    second.fetch(second.root / "stages/base/model")
+    assert (second.root / "stages/base/model/shards/model.safetensors").read_bytes() == b"w" * 1000
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["1", "2"]
+
+
 def test_what_is_there_is_not_sent_again(s3: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     storage = machine(tmp_path, monkeypatch)
     directory = artifact(storage)
