@@ -155,7 +155,7 @@ def clusters(draw: st.DrawFn) -> dict[str, Any]:
         }
         for name in draw(st.lists(_names, unique=True, max_size=3))
     ]
-    variables = draw(st.lists(st.sampled_from(["A", "HF_TOKEN", "HOME", "RAY_TRAIN_X"]), unique=True))
+    variables = draw(st.lists(st.sampled_from(["A", "HF_HOME", "HOME", "RAY_TRAIN_X"]), unique=True))
     env = [
         {
             "name": name,

@@ -20,7 +20,7 @@ from pydantic import Field, ValidationError
 from camel_ray.api.base import Spec
 from camel_ray.api.cluster import OPTIONAL_NAME, QUANTITY, EnvVar, LabelValue, ObjectName, Toleration
 from camel_ray.api.problems import schema_problems
-from camel_ray.api.rules import KEY_PATTERN, MANAGED_BY, RESERVED_KEYS, is_operators
+from camel_ray.api.rules import KEY_PATTERN, MANAGED_BY, RESERVED_KEYS, SECRET_VARIABLE_PATTERN, is_operators
 from camel_ray.api.yaml_source import MAX_BYTES, FieldPath, Problem, read_source
 from camel_ray.errors import SpecError
 from camel_ray.version import __version__
@@ -185,6 +185,11 @@ def _rules(config: OperatorConfig) -> Iterator[tuple[FieldPath, str]]:
             yield where_env, f"'{variable.name}' needs exactly one of `value` and `secret`"
         if is_operators(variable.name):
             yield where_env, f"'{variable.name}' is set by the operator alone; delete it"
+        if variable.value and re.search(SECRET_VARIABLE_PATTERN, variable.name):
+            yield (
+                where_env,
+                f"'{variable.name}' is a credential; write secret: {{name: ..., key: ...}} instead of value",
+            )
         if variable.name in names:
             yield where_env, f"'{variable.name}' is set twice; delete one of them"
         names.add(variable.name)

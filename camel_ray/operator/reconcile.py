@@ -17,7 +17,7 @@ from camel_ray.api.status import TERMINAL, PipelinePhase, PipelineStatus, StageS
 from camel_ray.operator.clock import seconds_since, stamp
 from camel_ray.operator.model import Note, Plan, Snapshot
 from camel_ray.operator.names import REQUEST
-from camel_ray.operator.stage import REFUSED, Work, begin, clear_away, follow, refuse, reset, spec_digest
+from camel_ray.operator.stage import REFUSED, Work, begin, clear_away, follow, is_edited, mended, refuse, reset
 from camel_ray.operator.summary import conditions, metrics_text, progress_text
 
 STALE_SECONDS = 1.0
@@ -127,7 +127,9 @@ def _cancel(work: Work, stages: list[StageStatus]) -> None:
             stages[i] = stage.model_copy(update={"current": current})
             return
     for i, stage in enumerate(stages):
-        if stage.phase in ("Failed", "Cancelled"):
+        if stage.phase in ("Failed", "Cancelled"):  # and what was edited until now does not make it run again
+            generation = work.snapshot.object["metadata"].get("generation", 0)
+            stages[i] = stage.model_copy(update={"spec_generation": generation})
             return
         if stage.phase != "Succeeded":
             ended = {"phase": "Cancelled", "message": "cancelled on request", "retry": None, "ended": stamp(work.now)}
@@ -151,10 +153,8 @@ def _mend(work: Work, stages: list[StageStatus]) -> None:
     for i, stage in enumerate(stages):
         if stage.phase != "Failed":
             continue
-        edited = work.snapshot.object["metadata"].get("generation", 0) > stage.spec_generation
-        if edited and stage.spec.removeprefix(REFUSED) != spec_digest(pipeline, pipeline.spec.stages[i]):
-            work.notes.append(Note("Normal", "SpecChanged", f"stage '{stage.name}' runs again with its new spec"))
-            stages[i] = reset(stage)
+        if is_edited(work, pipeline.spec.stages[i], stage):
+            stages[i] = mended(work, stage)
         elif stage.spec.startswith(REFUSED) and not work.snapshot.problem:
             work.notes.append(Note("Normal", "Allowed", f"stage '{stage.name}' goes on: nothing refuses it any more"))
             stages[i] = reset(stage)

@@ -335,7 +335,7 @@ def _end(work: Work, stage: Stage, status: StageStatus, current: AttemptStatus, 
         case "Stopped":
             return _stopped(work, status, current.stop)
         case "UserError":
-            return _given_up(work, stage, status, words)
+            return _failed(work, stage, status, words)
         case "Preemption":
             status = _changed(status, preemptions=status.preemptions + 1)
             return _again(work, stage, status, PREEMPTED_WAIT_SECONDS)
@@ -344,7 +344,7 @@ def _end(work: Work, stage: Stage, status: StageStatus, current: AttemptStatus, 
     status = _changed(status, failures=status.failures + 1)
     if status.failures > retry.max_retries:
         tries = f"after {status.failures} failed attempts (retry.maxRetries {retry.max_retries})"
-        return _given_up(work, stage, status, f"{words}; given up {tries}")
+        return _failed(work, stage, status, f"{words}; given up {tries}")
     # 2.0 ** 60 seconds is beyond any limit; without the cap a large budget overflows.
     wait = min(retry.max_backoff_seconds, retry.backoff_seconds * 2.0 ** min(60, status.failures - 1))
     return _again(work, stage, status, wait)
@@ -354,6 +354,24 @@ def _stopped(work: Work, status: StageStatus, stop: StopReason | None) -> StageS
     if stop == "cancel":
         return _changed(status, phase="Cancelled", message="cancelled on request", ended=stamp(work.now))
     return _changed(status, phase="Suspended", message="stopped; it continues when spec.suspend is false")
+
+
+def _failed(work: Work, stage: Stage, status: StageStatus, words: str) -> StageStatus:
+    """No attempt like the last one would do better; one with a spec that was mended meanwhile may."""
+    return mended(work, status) if is_edited(work, stage, status) else _given_up(work, stage, status, words)
+
+
+def mended(work: Work, status: StageStatus) -> StageStatus:
+    """A failed stage, to run again because its user has changed what it does."""
+    work.notes.append(Note("Normal", "SpecChanged", f"stage '{status.name}' runs again with its new spec"))
+    return reset(status)
+
+
+def is_edited(work: Work, stage: Stage, status: StageStatus) -> bool:
+    """Whether an attempt would be told something else by now than the stage's last one was."""
+    told = _told(work, stage)
+    newer: bool = told["spec_generation"] > status.spec_generation
+    return newer and told["spec"] != status.spec.removeprefix(REFUSED)
 
 
 def _given_up(work: Work, stage: Stage, status: StageStatus, words: str) -> StageStatus:

@@ -108,6 +108,7 @@ stages:
   - {name: CAMEL_RAY_STAGE, value: x}
   - {name: A}
   - {name: A, value: x}
+  - {name: WANDB_API_KEY, value: x}
 networkPolicy:
   allowFrom: [{}, {pods: {}}]
 """
@@ -120,9 +121,11 @@ networkPolicy:
         "config.yaml:5: stages.env[0]: 'CAMEL_RAY_STAGE' is set by the operator alone; delete it",
         "config.yaml:6: stages.env[1]: 'A' needs exactly one of `value` and `secret`",
         "config.yaml:7: stages.env[2]: 'A' is set twice; delete one of them",
-        "config.yaml:9: networkPolicy.allowFrom[0]: should have at least one of podSelector, namespaceSelector, "
+        "config.yaml:8: stages.env[3]: 'WANDB_API_KEY' is a credential; write secret: {name: ..., key: ...} instead of "
+        "value",
+        "config.yaml:10: networkPolicy.allowFrom[0]: should have at least one of podSelector, namespaceSelector, "
         "ipBlock, and no more",
-        "config.yaml:9: networkPolicy.allowFrom[1]: should have at least one of podSelector, namespaceSelector, "
+        "config.yaml:10: networkPolicy.allowFrom[1]: should have at least one of podSelector, namespaceSelector, "
         "ipBlock, and no more",
     ]
 

@@ -262,6 +262,51 @@ def test_evidence_of_pods_explains_a_lost_head_even_after_the_pod_is_gone() -> N
         assert later.outcome == "Infrastructure"  # an hour later it is not the cause any more
 
 
+def test_evidence_of_many_pods_does_not_take_turns() -> None:
+    def gone(number: int, seconds: int, reason: str = "EvictionByEvictionAPI") -> dict[str, Any]:
+        away = {"type": "DisruptionTarget", "status": "True", "reason": reason}
+        found = pod("Failed", conditions=[away])
+        found["metadata"] |= {"name": f"pod-{number}", "deletionTimestamp": stamp(NOW + timedelta(seconds=seconds))}
+        return found
+
+    pods = [gone(number, 30) for number in range(12)]
+    known = new_evidence(rayjob(*pods), [], NOW)
+    assert len(known) == 8
+    for seconds in (3, 60, 3000):
+        assert new_evidence(rayjob(*pods), known, NOW + timedelta(seconds=seconds)) == known
+    oom = pod("Running", containerStatuses=[{"name": "ray-head", "lastState": {"terminated": {"reason": "OOMKilled"}}}])
+    more = new_evidence(rayjob(*pods, oom), known, NOW + timedelta(seconds=60))
+    assert (len(more), " OutOfMemory " in more[-1]) == (8, True)
+    assert new_evidence(rayjob(*pods, oom), more, NOW + timedelta(seconds=90)) == more
+    late = new_evidence(rayjob(*pods, gone(12, 3600)), more, NOW + timedelta(hours=1))
+    assert (len(late), "pod-12" in late[-1]) == (8, True)
+
+
+def test_a_job_that_a_queue_took_back_is_judged_by_the_pod_it_has_now() -> None:
+    told = json.dumps({"code": 25, "message": "stopped"})
+    before = {**pod("Failed", code=25, message=f"camel-ray-result: {told}"), "gone": True}
+    now = pod("Failed", code=137, why="OOMKilled")
+    now["metadata"] = {**now["metadata"], "name": "pod-2"}
+    words = ("PodFailurePolicy", "Container stage for pod ns/pod-2 failed with exit code 137 matching FailJob rule")
+    evidence = new_evidence(job(before, now, Failed=words), [], NOW)
+    assert see(job(before, now, Failed=words), evidence=evidence).outcome == "OutOfMemory"
+    assert see(job(before, Failed=words)).reason == "StoppedFromOutside"  # where it is all there is
+
+
+def test_warnings_about_a_namesake_that_is_gone_are_not_repeated() -> None:
+    def warning(uid: str, kind: str = "Job") -> dict[str, Any]:
+        about = {"kind": kind, "name": "p-sft-2", "uid": uid}
+        return {"reason": "FailedCreate", "message": f"quota of {uid}", "involvedObject": about}
+
+    mine = AttemptView("sft", 2, job().object, events=(warning("u"), warning("old")))
+    assert see(mine).message == "Job p-sft-2: FailedCreate: quota of u"
+    there = AttemptView("sft", 2, job().object, pods=(pod("Pending"),), events=(warning("u"),))
+    assert see(there).message == "waits for its pod to start"
+    ray = {"kind": "RayJob", "metadata": {"name": "p-sft-2", "uid": "u"}, "status": {"jobDeploymentStatus": "Running"}}
+    submitter = AttemptView("sft", 2, ray, events=(warning("of the submitter's Job"), warning("old", "RayJob")))
+    assert see(submitter).message == "Job p-sft-2: FailedCreate: quota of of the submitter's Job"
+
+
 def test_evidence_never_overrules_a_clear_answer() -> None:
     oom = [f"{stamp(NOW)} OutOfMemory container ray-worker of pod x exceeded its memory limit"]
     failed = rayjob(jobDeploymentStatus="Failed", reason="AppFailed")

@@ -55,6 +55,7 @@ def running(name: str = "rows", number: int = 1, *, phase: str = "Running", **mo
         if key in more
     }
     current = AttemptStatus(number=number, name=f"p-{name}-{number}", executor="RayJob", **given)
+    more = {"spec_generation": 1, **more}
     return stage(name, phase=phase, attempts=number, started=begun, current=current, **more)
 
 
@@ -305,6 +306,79 @@ def test_a_finished_pipeline_is_deleted_when_its_time_has_passed() -> None:
         past = stamp(NOW - timedelta(seconds=ended))
         plan = reconcile(snapshot(*both, spec=keep, phase="Succeeded", message="x", ended=past))
         assert (plan.delete_self, plan.requeue_seconds) == expected
+
+
+def test_the_end_of_a_pipeline_is_written_before_it_is_deleted() -> None:
+    done = {"phase": "Succeeded", "attempts": 1, "started": stamp(NOW), "ended": stamp(NOW), "message": "done"}
+    told = Result(attempt=1, code=0)
+    last = running("words", uid="o1", result=told)
+    ends = snapshot(
+        stage(**done),
+        last,
+        views=(view("words", jobDeploymentStatus="Complete", jobStatus="SUCCEEDED"),),
+        spec={"ttlSecondsAfterFinished": 0},
+        phase="Running",
+    )
+    plan = reconcile(ends)
+    assert (plan.status.phase, plan.delete_self) == ("Succeeded", False)
+    again = reconcile(replace(ends, object={**ends.object, "status": plan.status.wire()}))
+    assert again.delete_self is True
+
+
+def test_a_failed_stage_may_be_renamed_or_taken_out_and_comes_back_with_the_next_number() -> None:
+    failed_ = stage(phase="Failed", attempts=2, failures=1, ended=stamp(NOW), message="x", spec_generation=1)
+    views = (view(**failed()), view(number=2, **failed()))
+    renamed = {"stages": [{"name": "lines", "data": {"source": "s3://b/rows.jsonl"}}]}
+    plan = reconcile(snapshot(failed_, views=views, spec=renamed, phase="Failed"))
+    assert (plan.status.retired, plan.status.phase) == ({"rows": 2}, "Running")
+    assert created(plan)[-1] == ("RayJob", "p-lines-1")
+    lines = StageStatus(name="lines", kind="data", phase="Failed", attempts=1, ended=stamp(NOW), message="x")
+    back = reconcile(snapshot(lines, views=views, retired={"rows": 2}, phase="Failed"))
+    assert created(back)[-1] == ("RayJob", "p-rows-3")
+    assert (first(back).attempts, back.status.retired) == (3, {"lines": 1})
+    old = reconcile(snapshot(stage(), views=views))  # but a status that does not know them is an old one
+    assert (old.operations, old.requeue_seconds) == ((), 1.0)
+
+
+def test_what_an_attempt_was_told_last_counts_when_it_fails() -> None:
+    waiting = running(phase="Starting", uid=None, admitted=None, submitted=None, running=None, created=stamp(NOW))
+    switched = replace(snapshot(waiting, spec={"cluster": {"executor": "Job"}}), trouble="no KubeRay")
+    newer = {**switched.object, "metadata": {**switched.object["metadata"], "generation": 2}}
+    told = first(reconcile(replace(switched, object=newer)))
+    assert (told.spec_generation, bool(told.spec)) == (2, True)
+    assert told.current is not None
+    job = {"kind": "Job", "metadata": {"name": "p-rows-1", "uid": "o1"}, "spec": {}, "status": {"conditions": []}}
+    job["status"] = {"conditions": [{"type": "Failed", "status": "True", "reason": "x", "message": "exit code 12"}]}
+    ended = told.model_copy(update={"result": Result(attempt=1, code=12, message="no such column")})
+    seen = replace(
+        snapshot(ended, views=(AttemptView("rows", 1, job),), spec={"cluster": {"executor": "Job"}}), problem=""
+    )
+    after = reconcile(replace(seen, object={**seen.object, "metadata": newer["metadata"]}))
+    assert (first(after).phase, first(after).attempts) == ("Failed", 1)
+    again = replace(seen, object={**seen.object, "metadata": newer["metadata"], "status": after.status.wire()})
+    assert first(reconcile(again)).phase == "Failed"
+
+
+@pytest.mark.parametrize(("generation", "phase"), [(1, "Failed"), (2, "Starting")])
+def test_another_version_of_the_operator_restarts_nothing_and_an_edit_does(generation: int, phase: str) -> None:
+    """Both may change the digest of what a stage is told."""
+    gave_up = stage(phase="Failed", attempts=1, ended=stamp(NOW), message="x", spec="of-another", spec_generation=1)
+    seen = snapshot(gave_up, phase="Failed")
+    seen = replace(seen, object={**seen.object, "metadata": {**seen.object["metadata"], "generation": generation}})
+    assert first(reconcile(seen)).phase == phase
+
+
+def test_a_stage_that_was_edited_while_it_ran_does_not_fail_with_its_old_spec() -> None:
+    last = running(failures=3, spec="old", spec_generation=1)
+    seen = snapshot(last, views=(view(**failed("SubmissionFailed")),))
+    edited = replace(seen, object={**seen.object, "metadata": {**seen.object["metadata"], "generation": 2}})
+    assert (first(reconcile(edited)).phase, [n.reason for n in reconcile(edited).notes]) == ("Waiting", ["SpecChanged"])
+    assert first(reconcile(seen)).phase == "Failed"
+    gave_up = stage(phase="Failed", attempts=1, ended=stamp(NOW), message="x", spec="old", spec_generation=1)
+    cancelled = snapshot(gave_up, phase="Failed", request="cancel - 1")
+    cancelled = replace(cancelled, object={**edited.object, **{k: cancelled.object[k] for k in ("status",)}})
+    cancelled.object["metadata"]["annotations"] = {REQUEST: "cancel - 1"}
+    assert first(reconcile(cancelled)).phase == "Failed"
 
 
 def test_nothing_is_done_on_a_status_that_nobody_can_read() -> None:

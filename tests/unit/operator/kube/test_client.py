@@ -62,6 +62,8 @@ def test_requests_carry_what_the_api_wants(server: Server, client: Client) -> No
     ]
     assert server.requests[1].body == {"apiVersion": "v1", "kind": "ConfigMap", **MANIFEST}
     assert server.requests[-1].body == {"propagationPolicy": "Background", "preconditions": {"uid": "u"}}
+    client.delete(JOB, "a", "n", uid="u", version="7")
+    assert server.requests[-1].body["preconditions"] == {"uid": "u", "resourceVersion": "7"}
     assert server.connections == 1
 
 

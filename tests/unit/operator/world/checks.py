@@ -101,9 +101,13 @@ class Checks:
         if new.handled_request != old.handled_request:
             self._heard(old, new, *new.handled_request.split())
         for stage in new.stages:
-            was = old.stage_named(stage.name) or StageStatus(name=stage.name, kind=stage.kind)
+            counted = old.retired.get(stage.name, 0)
+            was = old.stage_named(stage.name) or StageStatus(name=stage.name, kind=stage.kind, attempts=counted)
             asked = new.handled_request != old.handled_request
             mended = was.phase == "Failed" and old.observed_generation != new.observed_generation
+            # or while its last attempt ran, which then only failed with the old spec
+            edited = (new.observed_generation or 0) > was.spec_generation
+            mended |= was.current is not None and stage.phase == "Waiting" and edited
             self._stage(was, stage, asked=asked or mended, suspended=bool(before["spec"].get("suspend")))
             self._phase(stage)
 

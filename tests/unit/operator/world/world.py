@@ -157,6 +157,14 @@ class World:
         if not status.started_stages:
             storage = "s3://b/a" if pipeline["spec"]["storage"].startswith(".") else "./here"
             found.append(Move(f"user sets storage {storage}", partial(self._edit, {"storage": storage}), False))
+        executor = "Job" if pipeline["spec"]["cluster"]["executor"] == "RayJob" else "RayJob"
+        change = partial(self._edit, {"cluster": {"executor": executor}})
+        found.append(Move(f"user sets executor {executor}", change, False))
+        rows, last = pipeline["spec"]["stages"]
+        if last["name"] not in status.started_stages:
+            other = "tokens" if last["name"] == "words" else "words"
+            change = partial(self._rename, [rows, {**last, "name": other}])
+            found.append(Move(f"user calls stage {last['name']} {other}", change, False))
         noted = {stage.current.uid for stage in status.stages if stage.current}
         for kind in ("RayJob", "Job"):
             for obj in self.api.all(kind):
@@ -176,6 +184,10 @@ class World:
 
     def _edit(self, spec: Obj) -> None:
         self.api.update("CamelPipeline", PIPELINE_NAME, {"spec": spec})
+
+    def _rename(self, stages: list[Obj]) -> None:
+        self._edit({"stages": stages})
+        self.checks.cancelled = False  # of that stage nobody has said anything
 
     def _delete(self, obj: Obj) -> None:
         self._gone(obj, "user")
