@@ -7,7 +7,7 @@ import hashlib
 API_GROUP = "camel-ray.dev"
 MANAGED_BY = "app.kubernetes.io/managed-by"
 MANAGER = "camel-ray"
-"""Value of `MANAGED_BY`, and the field manager of what the operator applies."""
+"""Value of `MANAGED_BY`, and the field manager of what the operator writes."""
 SELECTOR = f"{MANAGED_BY}={MANAGER}"
 """Selects everything the operator made, and the pods that others made for it."""
 PIPELINE = f"{API_GROUP}/pipeline"
