@@ -214,3 +214,24 @@ def test_a_resource_of_somebody_else_is_not_taken(helm: Helm, control_plane: Con
         helm.run(*arguments)
     helm.run(*arguments, "--set=crds.enabled=false")
     helm.run("uninstall", "ml", "--namespace=team-b")
+
+
+@pytest.mark.parametrize("overlay", [False, True], ids=["install.yaml", "namespaced"])
+def test_kubectl_alone_installs_the_operator_with_the_rights_it_says(overlay: bool) -> None:
+    folder = Path(__file__).parents[2] / "manifests"
+    commands = [("-f", f"{folder}/crd.yaml"), ("-k", f"{folder}/overlays/namespaced")]
+    with ControlPlane() as cluster:
+        cluster.request("POST", "/api/v1/namespaces", {"metadata": {"name": "team-a"}})
+        for arguments in commands if overlay else [("-f", f"{folder}/install.yaml")]:
+            cluster.kubectl("apply", "--server-side", *arguments)
+        get = ("-n", NAMESPACE, "get", "pods", "-l=app.kubernetes.io/component=operator", "-o=name")
+        cluster.wait_for(lambda: len(cluster.kubectl(*get).split()) == 2, "two pods, admitted by `restricted`")
+        cluster.kubectl("wait", "--for=condition=Established", f"crd/{CRD}")
+        cluster.wait_for(lambda: cluster.kubectl("apply", "-f", "-", input=json.dumps(PIPELINE)), "a pipeline")
+        question = ("auth", "can-i", "create", "jobs.batch", f"--as=system:serviceaccount:{NAMESPACE}:camel-ray")
+
+        def may(namespace: str) -> bool:
+            return cluster.kubectl(*question, f"--namespace={namespace}", check=False).strip() == "yes"
+
+        assert cluster.wait_for(lambda: may("team-a"), "the rights")
+        assert may("default") is not overlay
