@@ -8,7 +8,8 @@ there already. For `executor: RayJob` KubeRay is played (tests/kuberay_standin);
 Images are on the node, so no pull is in the figures.
 
 `--before`: a folder with an older `camel_ray` package; every other round runs its stages with that one.
-The last line printed is one JSON object: medians in seconds, by executor, without the first pipeline of all.
+Then an image that does not exist, and how long it takes until the status says so. The last line printed is one JSON
+object: medians in seconds, by executor, without the first pipeline of all.
 """
 
 from __future__ import annotations
@@ -104,7 +105,9 @@ def main() -> None:
                     key = executor.lower() + ("_before" if version == "before" else "")
                     found.setdefault(key, []).append(spans)
                     print(f"{name}: " + ", ".join(f"{phase} {seconds:.2f}" for phase, seconds in spans.items()))
+        refused = {executor.lower(): round(refusal_shown(node.plane, executor), 2) for executor in executors}
     figures: dict[str, Any] = {key: medians(rounds) for key, rounds in found.items()}
+    figures["missing_image_shown"] = refused
     print(json.dumps({**figures, "operator_just_installed": round(fresh["operator"], 2)}))
 
 
@@ -183,6 +186,20 @@ def measure(plane: ControlPlane, data: Path, applied: Object) -> dict[str, float
         spans[phase], last = max(0.0, mark - last), max(last, mark)
     spans["first_step"] = marks["step"] - began
     return spans
+
+
+def refusal_shown(plane: ControlPlane, executor: str) -> float:
+    """Seconds from `kubectl apply` until the status says that an image does not exist."""
+    applied = manifest(f"{executor.lower()}-nowhere", executor, "now", "tokenizer")
+    applied["spec"]["cluster"]["image"] = "registry.local/camel-ray/nowhere:1"
+    pipelines, name = Pipelines(plane, NAMESPACE), applied["metadata"]["name"]
+    began = time.time()
+    pipelines.apply(applied)
+    words = re.compile("ErrImage|ImagePullBackOff")
+    pipelines.wait(lambda: words.search(pipelines.get(name).get("status", {}).get("message", "")), "the pod's words")
+    shown = time.time() - began
+    plane.kubectl("-n", NAMESPACE, "delete", "camel", name, "--wait=false")
+    return shown
 
 
 class Watcher:

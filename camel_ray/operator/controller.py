@@ -12,7 +12,8 @@ import logging
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -135,11 +136,9 @@ class Controller:
         except Conflict:
             # Somebody wrote the pipeline meanwhile; the watch brings the new version, and this makes sure.
             self._queue.retry(key)
-        except NotYet as wait:
-            log.info("waits: %s", wait)
+        except NotYet:
             self._queue.add_after(key, 2.0)
-        except KubeError as error:
-            log.warning("the API server refused: %s", clean(error))
+        except KubeError:
             self._queue.retry(key)
         except Exception:
             log.exception("bug: this pipeline cannot be reconciled now; it is tried again later")
@@ -158,12 +157,12 @@ class Controller:
             self._forget(key)
             return None
         plan = reconcile(snapshot)
-        if plan.delete_self:
-            self._delete_expired(snapshot)
-            return None
         before = read_status(snapshot.object)
         operations = [operation for operation in plan.operations if not self._is_made(snapshot, operation)]
-        with logs.context(**plan.fields):
+        with logs.context(**plan.fields), _logged():
+            if plan.delete_self:
+                self._delete_expired(snapshot)
+                return None
             self._verify(snapshot, plan)
             wait = self._write(key, snapshot, before, plan, creates=any(isinstance(o, Create) for o in operations))
             if wait is not None:
@@ -374,6 +373,21 @@ class Controller:
         with self._lock:
             self._troubles.pop(key, None)
             self._written.pop(key, None)
+
+
+@contextmanager
+def _logged() -> Iterator[None]:
+    """Says what keeps a plan from being carried out, where the log knows of which stage and attempt it is."""
+    try:
+        yield
+    except Conflict:
+        raise
+    except NotYet as wait:
+        log.info("waits: %s", wait)
+        raise
+    except KubeError as error:
+        log.warning("the API server refused: %s", clean(error))
+        raise
 
 
 def _place(manifest: Mapping[str, Any], namespace: str) -> tuple[str, str, str]:
