@@ -21,7 +21,6 @@ Right = tuple[str, str]
 RARE: set[Right] = {
     ("get", "configmaps"),  # to see whose an object is that exists already
     ("get", "networkpolicies.networking.k8s.io"),
-    ("get", "jobs.batch"),
     ("get", "rayjobs.ray.io"),
     ("patch", "events.events.k8s.io"),  # a repetition
     ("watch", "workloads.kueue.x-k8s.io"),  # only with Kueue
@@ -78,6 +77,9 @@ def test_the_operator_uses_every_right_it_has_and_lacks_none(
     pipelines.apply(pipeline("ray", cluster=ray, ttlSecondsAfterFinished=0))
     pipelines.apply(pipeline("job"))
     pipelines.wait_phase("job", "Succeeded")
+    kuberay.rule("again-a-1", namespace=namespace, exit_code=20, seconds=0.1)
+    pipelines.apply(pipeline("again", retry={"backoffSeconds": 1}))
+    assert pipelines.wait_phase("again", "Succeeded")["stages"][0]["attempts"] == 2
     for executor in ("Job", "RayJob"):
         name = f"held-{executor.lower()}"
         kuberay.rule(f"{name}-*", namespace=namespace, seconds=600)

@@ -97,7 +97,9 @@ def test_head_and_workers_share_a_mirror_that_nobody_had_to_make(
     assert not [name for name in s3.names("runs/remote/") if "/checkpoint-" in name]
     assert list(shared.glob("storage/*/remote/stages/base/model/manifest.json")), "the pods worked there"
     told = json.dumps(status) + json.dumps(pipelines.list("pods", "remote")) + cluster.logs()
-    assert SECRET not in told
+    said = pipelines.kubectl("logs", "--selector=camel-ray.dev/pipeline=remote", "--tail=-1", "--ignore-errors=true")
+    assert "camel-ray-result:" in said, "the submitters' logs, which hold those of the stages"
+    assert SECRET not in told + said
     assert all(SECRET.encode() not in s3.content(name) for name in s3.names("runs/") if name.endswith("l"))
     pipelines.kubectl("delete", "camel", "remote")
     pipelines.wait(lambda: not claims(pipelines), "the claim to go with its pipeline")

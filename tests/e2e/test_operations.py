@@ -165,6 +165,15 @@ def test_pods_report_over_tls_with_the_certificate_that_the_operator_made(
     host = f"{SERVICE}.{NAMESPACE}.svc"
     assert variables["KUBEFLOW_TRAINER_SERVER_URL"].startswith(f"https://{host}:{PROGRESS}/")
 
+    # Rights of the operator that are of use with real pods only: tests/cluster/test_rbac.py has the others.
+    asked = [
+        e for e in plane.audit_log() if e["user"].get("username") == f"system:serviceaccount:{NAMESPACE}:{RELEASE}"
+    ]
+    used = {
+        (e["verb"], e["objectRef"]["resource"], e["objectRef"].get("subresource")) for e in asked if "objectRef" in e
+    }
+    assert {("patch", "camelpipelines", "status"), ("create", "tokenreviews", None)} <= used
+
     secret = plane.request("GET", f"/api/v1/namespaces/{NAMESPACE}/secrets/{SERVICE}-tls")["data"]
     bundle = b64decode(secret["ca.crt"]).decode()
     source = f"/api/v1/namespaces/{pipelines.namespace}/configmaps"
