@@ -220,15 +220,18 @@ def _not_seen(work: Work, stage: Stage, status: StageStatus, current: AttemptSta
         work.gone.append(Delete(current.executor, current.name))
         words = f"{current.executor} {current.name} could not be created within {limit} s: {trouble}"
         return _end(work, stage, status, current, Observation("ended", words, "Infrastructure", "NotCreated"))
+    # Without trouble it may be there by now, and do what it was told at first.
+    told = _told(work, stage) if trouble else {}
     wanted = work.snapshot.pipeline.spec.cluster.executor
     if wanted != current.executor:  # changed while nothing could be created, as the status may have advised
+        told = _told(work, stage)
         work.gone.append(Delete(current.executor, current.name))
         current = _changed(current, executor=wanted)
         status = _changed(status, current=current)
     _create(work, stage, status, current, alone=True)
     work.wake_in(5.0)
     words = f"cannot create {current.executor} {current.name}: {trouble}" if trouble else status.message
-    return _changed(status, message=words, **_told(work, stage))
+    return _changed(status, message=words, **told)
 
 
 def _under_another_name(work: Work, stage: Stage, status: StageStatus, current: AttemptStatus) -> StageStatus:
