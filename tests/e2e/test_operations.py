@@ -24,7 +24,7 @@ from rig.training import Training, write_data
 
 MakeVolume = Callable[[str], Path]
 
-STEPS = 5000
+STEPS = 3500
 """Of a training that is to end: more than are done before the test has its operator replaced."""
 SERVICE = "camel-ray-operator"
 METRICS, PROGRESS = 8080, 8443
