@@ -83,7 +83,7 @@ _ENVIRONMENT = {
     # Ray ends its largest worker when 95% of the machine's memory are taken, by whatever else runs beside the tests.
     "RAY_memory_monitor_refresh_ms": "0",
     # Ray's own 15, beside the niceness of the whole stream, would leave its workers next to nothing of a busy machine.
-    "RAY_worker_niceness": "5",
+    "RAY_worker_niceness": "0",
     "TOKENIZERS_PARALLELISM": "false",
 }
 os.environ.update(_ENVIRONMENT)
