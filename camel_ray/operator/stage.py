@@ -414,8 +414,10 @@ def _create(work: Work, stage: Stage, status: StageStatus, current: AttemptStatu
     attempt = _attempt(work, stage, current, status.fresh_from)
     pipeline = work.snapshot.object["metadata"]["name"]
     unless = f"{MANAGED_BY}={MANAGER},{PIPELINE}={pipeline},{STAGE}={stage.name}" if alone else ""
-    # All that is remembered: the last may never have been made, and say nothing of the one before it.
-    after = tuple(ended.name for ended in status.history)
+    # All that is remembered: the last may never have been made, and say nothing of the one before it. A stage that was
+    # taken out and came back remembers no more than its number.
+    last = [attempt_name(pipeline, stage.name, current.number - 1)] if current.number > 1 else []
+    after = tuple(dict.fromkeys([*(ended.name for ended in status.history), *last]))
     *others, main = children_for(attempt)
     work.operations.extend(Create(manifest) for manifest in others)
     work.operations.append(Create(main, unless, after))

@@ -335,6 +335,7 @@ def test_a_failed_stage_may_be_renamed_or_taken_out_and_comes_back_with_the_next
     lines = StageStatus(name="lines", kind="data", phase="Failed", attempts=1, ended=stamp(NOW), message="x")
     back = reconcile(snapshot(lines, views=views, retired={"rows": 2}, phase="Failed"))
     assert created(back)[-1] == ("RayJob", "p-rows-3")
+    assert [o.after for o in back.operations if isinstance(o, Create)][-1] == ("p-rows-2",)
     assert (first(back).attempts, back.status.retired) == (3, {"lines": 1})
     old = reconcile(snapshot(stage(), views=views))  # but a status that does not know them is an old one
     assert (old.operations, old.requeue_seconds) == ((), 1.0)
