@@ -44,6 +44,8 @@ def test_each_verb_does_what_it_says_and_fails_as_what_it_is(admin: Client, name
 
     admin.delete(CONFIG_MAP, "a", namespace, uid="00000000-0000-0000-0000-000000000000")
     assert admin.get(CONFIG_MAP, "a", namespace)["metadata"]["uid"] == changed["metadata"]["uid"]
+    admin.delete(CONFIG_MAP, "a", namespace, uid=changed["metadata"]["uid"], version="1")  # not as it is now: it stays
+    assert admin.get(CONFIG_MAP, "a", namespace)["metadata"]["uid"] == changed["metadata"]["uid"]
     admin.delete(CONFIG_MAP, "a", namespace, uid=changed["metadata"]["uid"])
     admin.delete(CONFIG_MAP, "a", namespace)
     with pytest.raises(NotFound):
